@@ -1,0 +1,233 @@
+package vsphere
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+)
+
+// Files is one datastore's content, reached by vCenter's /folder and its file
+// manager. Paths are slash paths from the datastore's root.
+type Files struct {
+	c          *vim25.Client
+	datacenter types.ManagedObjectReference
+	dcPath     string
+	name       string
+	datastore  types.ManagedObjectReference
+}
+
+// NewFiles gives access to a datastore of a datacenter, whose inventory path
+// (such as "/dc1") dcPath is.
+func NewFiles(c *vim25.Client, dc types.ManagedObjectReference, dcPath string, ds types.ManagedObjectReference, name string) *Files {
+	return &Files{c: c, datacenter: dc, dcPath: dcPath, datastore: ds, name: name}
+}
+
+// Datastore returns the managed object and its name.
+func (f *Files) Datastore() (types.ManagedObjectReference, string) { return f.datastore, f.name }
+
+// Path returns the datastore path "[name] p".
+func (f *Files) Path(p string) string { return (&object.DatastorePath{Datastore: f.name, Path: p}).String() }
+
+// SplitPath cuts a datastore path into datastore name and slash path.
+func SplitPath(p string) (datastore, file string, err error) {
+	var d object.DatastorePath
+	if !d.FromString(p) || d.Datastore == "" {
+		return "", "", fault.Of(fault.ErrInvalid, "%q is no datastore path: want \"[datastore] path\"", p)
+	}
+	return d.Datastore, d.Path, nil
+}
+
+func (f *Files) url(p string) *url.URL {
+	return object.NewDatastoreURL(*f.c.URL(), f.dcPath, f.name, p)
+}
+
+func (f *Files) do(ctx context.Context, method, p string, h http.Header) (*http.Response, error) {
+	hdr := map[string]string{}
+	for k := range h {
+		hdr[k] = h.Get(k)
+	}
+	res, err := f.c.DownloadRequest(ctx, f.url(p), &soap.Download{Method: method, Headers: hdr})
+	if err != nil {
+		return nil, Judge(err)
+	}
+	if res.StatusCode/100 != 2 {
+		_, _ = io.CopyN(io.Discard, res.Body, 4096)
+		res.Body.Close()
+		return nil, judgeHTTP(res.StatusCode, fmt.Sprintf("%s %s: %s", method, f.Path(p), res.Status))
+	}
+	return res, nil
+}
+
+// Get opens a file for reading from its start; the caller closes it.
+func (f *Files) Get(ctx context.Context, p string) (io.ReadCloser, error) {
+	res, err := f.do(ctx, http.MethodGet, p, nil)
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// ReadFile reads a whole file of at most limit bytes.
+func (f *Files) ReadFile(ctx context.Context, p string, limit int64) ([]byte, error) {
+	r, err := f.Get(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fault.As(fault.ErrUnavailable, fmt.Errorf("read %s: %w", f.Path(p), err))
+	}
+	if int64(len(b)) > limit {
+		return nil, fault.Of(fault.ErrInvalid, "%s is above %d bytes", f.Path(p), limit)
+	}
+	return b, nil
+}
+
+// Put writes a file of size bytes whole. It is not atomic on vSphere: write
+// under a name that nobody reads and rename.
+func (f *Files) Put(ctx context.Context, p string, r io.Reader, size int64) error {
+	err := f.c.Upload(ctx, r, f.url(p), &soap.Upload{Type: "application/octet-stream", Method: http.MethodPut, ContentLength: size})
+	if err != nil {
+		return fault.As(uploadKind(err), fmt.Errorf("write %s: %w", f.Path(p), Judge(err)))
+	}
+	return nil
+}
+
+func uploadKind(err error) error {
+	// soap.Client gives the status line as the error's text.
+	for status, kind := range map[int]error{
+		http.StatusNotFound: fault.ErrNotFound, http.StatusUnauthorized: fault.ErrDenied,
+		http.StatusForbidden: fault.ErrDenied, http.StatusInsufficientStorage: fault.ErrNoSpace,
+	} {
+		if strings.HasPrefix(err.Error(), fmt.Sprint(status)) {
+			return kind
+		}
+	}
+	return fault.ErrUnavailable
+}
+
+// WriteFile writes a small document so that readers see the old or the new one
+// whole: it is put beside its place and moved there.
+func (f *Files) WriteFile(ctx context.Context, p string, b []byte) error {
+	tmp := path.Join(path.Dir(p), ".new-"+path.Base(p)+"-"+Nonce())
+	if err := f.Put(ctx, tmp, bytes.NewReader(b), int64(len(b))); err != nil {
+		return err
+	}
+	err := f.Move(ctx, tmp, p, true)
+	if err != nil {
+		dctx, cancel := Detached(ctx)
+		defer cancel()
+		_ = f.Delete(dctx, tmp)
+	}
+	return err
+}
+
+// Move renames a file or a directory. Without force, an existing destination
+// is fault.ErrConflict.
+func (f *Files) Move(ctx context.Context, from, to string, force bool) error {
+	t, err := object.NewFileManager(f.c).MoveDatastoreFile(ctx, f.Path(from), f.dc(), f.Path(to), f.dc(), force)
+	return f.finish(ctx, "move "+f.Path(from)+" to "+f.Path(to), t, err)
+}
+
+// Delete removes a file, or a directory with all in it. What is not there is
+// no error.
+func (f *Files) Delete(ctx context.Context, p string) error {
+	t, err := object.NewFileManager(f.c).DeleteDatastoreFile(ctx, f.Path(p), f.dc())
+	err = f.finish(ctx, "delete "+f.Path(p), t, err)
+	if errors.Is(err, fault.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// MkdirAll makes a directory and its parents. One that exists is no error.
+func (f *Files) MkdirAll(ctx context.Context, p string) error {
+	err := Judge(object.NewFileManager(f.c).MakeDirectory(ctx, f.Path(p), f.dc(), true))
+	if err == nil || errors.Is(err, fault.ErrConflict) {
+		return nil
+	}
+	return fmt.Errorf("make directory %s: %w", f.Path(p), err)
+}
+
+// Mkdir makes a directory whose parent exists. One that exists is
+// fault.ErrConflict, so that of two callers one wins.
+func (f *Files) Mkdir(ctx context.Context, p string) error {
+	err := Judge(object.NewFileManager(f.c).MakeDirectory(ctx, f.Path(p), f.dc(), false))
+	if err != nil {
+		return fmt.Errorf("make directory %s: %w", f.Path(p), err)
+	}
+	return nil
+}
+
+// CreateThinDisk makes an empty thin disk of the given size in bytes.
+func (f *Files) CreateThinDisk(ctx context.Context, p string, size int64) error {
+	t, err := object.NewVirtualDiskManager(f.c).CreateVirtualDisk(ctx, f.Path(p), f.dc(), &types.FileBackedVirtualDiskSpec{
+		VirtualDiskSpec: types.VirtualDiskSpec{DiskType: string(types.VirtualDiskTypeThin), AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic)},
+		CapacityKb:      size / 1024,
+	})
+	return f.finish(ctx, "create disk "+f.Path(p), t, err)
+}
+
+// An Entry is a file or directory of a datastore.
+type Entry struct {
+	Name string
+	Size int64
+	Dir  bool
+}
+
+// List lists a directory. One that does not exist is fault.ErrNotFound.
+func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
+	b, err := object.NewDatastore(f.c, f.datastore).Browser(ctx)
+	if err != nil {
+		return nil, Judge(err)
+	}
+	spec := types.HostDatastoreBrowserSearchSpec{
+		MatchPattern: []string{"*"},
+		Details:      &types.FileQueryFlags{FileType: true, FileSize: true},
+	}
+	t, err := b.SearchDatastore(ctx, f.Path(p), &spec)
+	if err != nil {
+		return nil, Judge(err)
+	}
+	r, err := Wait(ctx, f.c, t.Reference(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", f.Path(p), err)
+	}
+	res, ok := r.(types.HostDatastoreBrowserSearchResults)
+	if !ok {
+		return nil, fmt.Errorf("list %s: the search gave a %T", f.Path(p), r)
+	}
+	var out []Entry
+	for _, e := range res.File {
+		i := e.GetFileInfo()
+		_, dir := e.(*types.FolderFileInfo)
+		out = append(out, Entry{Name: path.Base(i.Path), Size: i.FileSize, Dir: dir})
+	}
+	return out, nil
+}
+
+func (f *Files) dc() *object.Datacenter { return object.NewDatacenter(f.c, f.datacenter) }
+
+func (f *Files) finish(ctx context.Context, what string, t *object.Task, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, Judge(err))
+	}
+	if _, err := Wait(ctx, f.c, t.Reference(), nil); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
