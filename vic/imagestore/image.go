@@ -1,0 +1,170 @@
+package imagestore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// imageDoc is what images/DIGEST.json says.
+type imageDoc struct {
+	Version  int                  `json:"version"`
+	Manifest digest.Digest        `json:"manifest"`
+	Config   ocispec.Image        `json:"config"`
+	Layers   []ocispec.Descriptor `json:"layers"`
+	Dir      string               `json:"dir"` // of the top layer
+	Bytes    int64                `json:"bytes"`
+	Pulled   time.Time            `json:"pulled"`
+}
+
+// nameDoc is what names/HASH.json says.
+type nameDoc struct {
+	Version  int           `json:"version"`
+	Name     string        `json:"name"`
+	Manifest digest.Digest `json:"manifest"`
+}
+
+// An Image is an image in a store.
+type Image struct {
+	name string
+	doc  imageDoc
+	root vic.Disk
+}
+
+// Name it was opened or pulled by.
+func (i *Image) Name() string { return i.name }
+
+// Digest of the image's manifest.
+func (i *Image) Digest() digest.Digest { return i.doc.Manifest }
+
+// Config is what the image says about running it.
+func (i *Image) Config() ocispec.ImageConfig { return i.doc.Config.Config }
+
+// Details is the whole of the image's configuration.
+func (i *Image) Details() ocispec.Image { return i.doc.Config }
+
+// Layers are the image's layers as its manifest names them.
+func (i *Image) Layers() []ocispec.Descriptor {
+	return append([]ocispec.Descriptor(nil), i.doc.Layers...)
+}
+
+// Size is the sum of the layers' sizes in the registry, in bytes.
+func (i *Image) Size() int64 {
+	var n int64
+	for _, l := range i.doc.Layers {
+		n += l.Size
+	}
+	return n
+}
+
+// Pulled is when the image was pulled.
+func (i *Image) Pulled() time.Time { return i.doc.Pulled }
+
+// Root is the top disk of the image's chain. It is only to be read; a
+// container makes a child of it.
+func (i *Image) Root() vic.Disk { return i.root }
+
+func nameFile(name string) string {
+	h := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(h[:]) + ".json"
+}
+
+func imageFile(d digest.Digest) string { return d.Encoded() + ".json" }
+
+func (s *Store) readJSON(ctx context.Context, v any, elem ...string) error {
+	p := s.path(elem...)
+	b, err := s.files.ReadFile(ctx, p, documentLimit)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fault.Of(vic.ErrInvalid, "%s: %v", s.files.Path(p), err)
+	}
+	return nil
+}
+
+func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := s.files.MkdirAll(ctx, s.path(elem[:len(elem)-1]...)); err != nil {
+		return err
+	}
+	return s.files.WriteFile(ctx, s.path(elem...), b)
+}
+
+// Image opens an image by the name it was pulled by. One that is not in the
+// store is vic.ErrNotFound.
+func (s *Store) Image(ctx context.Context, name string) (*Image, error) {
+	const op = "open image"
+	ref := vic.Ref{Kind: "image", Name: name}
+	var n nameDoc
+	if err := s.readJSON(ctx, &n, "names", nameFile(name)); err != nil {
+		if errors.Is(err, vic.ErrNotFound) {
+			err = fault.Of(vic.ErrNotFound, "it is not in %s: pull it", s.files.Path(s.dir))
+		}
+		return nil, fault.Wrap(op, ref, err)
+	}
+	img, err := s.open(ctx, n)
+	return img, fault.Wrap(op, ref, err)
+}
+
+func (s *Store) open(ctx context.Context, n nameDoc) (*Image, error) {
+	if err := n.Manifest.Validate(); err != nil || n.Version != 1 {
+		return nil, fault.Of(vic.ErrInvalid, "the record of name %q is damaged", n.Name)
+	}
+	img := &Image{name: n.Name}
+	if err := s.readJSON(ctx, &img.doc, "images", imageFile(n.Manifest)); err != nil {
+		return nil, err
+	}
+	if img.doc.Version != 1 || img.doc.Manifest != n.Manifest || img.doc.Dir == "" || strings.Contains(img.doc.Dir, "/") {
+		return nil, fault.Of(vic.ErrInvalid, "the record of image %s is damaged", n.Manifest)
+	}
+	img.root = s.disk(&layer{Dir: img.doc.Dir, Bytes: img.doc.Bytes})
+	return img, nil
+}
+
+// List returns all images by name.
+func (s *Store) List(ctx context.Context) ([]*Image, error) {
+	const op = "list images"
+	es, err := s.files.List(ctx, s.path("names"))
+	if errors.Is(err, vic.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Wrap(op, s.ref(), err)
+	}
+	var out []*Image
+	for _, e := range es {
+		if e.Dir || strings.HasPrefix(e.Name, ".") || !strings.HasSuffix(e.Name, ".json") {
+			continue
+		}
+		var n nameDoc
+		err := s.readJSON(ctx, &n, "names", e.Name)
+		var img *Image
+		if err == nil {
+			img, err = s.open(ctx, n)
+		}
+		if errors.Is(err, vic.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, fault.Wrap(op, s.ref(), err)
+		}
+		out = append(out, img)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].name < out[j].name })
+	return out, nil
+}

@@ -1,0 +1,228 @@
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/vicsdk/vic-go/internal/ext4"
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// PullOptions are the details of a pull; nil means none.
+type PullOptions struct {
+	// Progress hears of each layer, by its digest: phases "exists",
+	// "download" (bytes of the registry), "apply", "upload" and "done". It is
+	// called by one goroutine at a time and not after Pull has returned.
+	Progress func(vic.Event)
+}
+
+// Pull brings an image into the store under a name, which ends in a tag or a
+// digest. Layers that are there already are not fetched again. Nothing of a
+// layer is visible before all of it is there and verified, and the name stands
+// for the image only after all layers do.
+//
+// What a registry sends that is not what the digests say is vic.ErrInvalid;
+// an image of another platform than linux/amd64, or with parts that cannot be
+// run, is vic.ErrUnsupported.
+func (s *Store) Pull(ctx context.Context, src Source, name string, o *PullOptions) (*Image, error) {
+	const op = "pull"
+	if o == nil {
+		o = &PullOptions{}
+	}
+	img, err := s.pull(ctx, src, name, &teller{f: o.Progress})
+	return img, fault.Wrap(op, vic.Ref{Kind: "image", Name: name}, err)
+}
+
+// teller serialises progress and ends it.
+type teller struct {
+	mu     sync.Mutex
+	f      func(vic.Event)
+	closed bool
+}
+
+func (t *teller) tell(id, phase string, done, total int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.f != nil && !t.closed {
+		t.f(vic.Event{Op: "pull", ID: id, Phase: phase, Done: done, Total: total, Time: time.Now()})
+	}
+}
+
+func (t *teller) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+}
+
+func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*Image, error) {
+	defer t.close()
+	ref, err := reference(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := describeImage(ctx, src, ref, ocispec.Platform{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		return nil, err
+	}
+	top, err := s.layers(ctx, src, f, t)
+	if err != nil {
+		return nil, err
+	}
+	doc := imageDoc{Version: 1, Manifest: f.manifest, Config: f.config, Layers: f.layers, Dir: top.Dir, Bytes: top.Bytes, Pulled: time.Now().UTC()}
+	if err := s.writeJSON(ctx, doc, "images", imageFile(f.manifest)); err != nil {
+		return nil, err
+	}
+	if err := s.writeJSON(ctx, nameDoc{Version: 1, Name: name, Manifest: f.manifest}, "names", nameFile(name)); err != nil {
+		return nil, err
+	}
+	return &Image{name: name, doc: doc, root: s.disk(top)}, nil
+}
+
+// layers makes sure that every layer of an image is in the store and returns
+// the top one.
+func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*layer, error) {
+	chain := chainIDs(f.config.RootFS.DiffIDs)
+	parent, missing, err := s.present(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range f.layers[:missing] {
+		t.tell(d.Digest.String(), "exists", d.Size, d.Size)
+	}
+	if missing == len(chain) {
+		return parent, nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	results := s.unpackAll(ctx, cancel, src, f, missing, t)
+	defer func() { // wait for those still at work, and drop what is not used
+		cancel(nil)
+		for _, r := range results {
+			if u := <-r; u != nil {
+				u.spool.close()
+			}
+		}
+	}()
+
+	if parent == nil {
+		if parent, err = s.base(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var fs *ext4.FS
+	for i := missing; i < len(chain); i++ {
+		u := <-results[i-missing]
+		if u == nil {
+			return nil, context.Cause(ctx)
+		}
+		parent, fs, err = s.add(ctx, parent, fs, u, f, chain, i, t)
+		u.spool.close()
+		if err != nil {
+			return nil, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err)
+		}
+	}
+	return parent, nil
+}
+
+// present finds the longest part of a chain that the store has, and returns
+// its top (nil for none) and its length.
+func (s *Store) present(ctx context.Context, chain []digest.Digest) (*layer, int, error) {
+	for n := len(chain); n > 0; n-- {
+		l, err := s.readLayer(ctx, s.layerDir(chain[n-1]))
+		if err == nil {
+			return l, n, nil
+		}
+		if !errors.Is(err, vic.ErrNotFound) {
+			return nil, 0, err
+		}
+	}
+	return nil, 0, nil
+}
+
+// unpackAll unpacks the missing layers, some at once, lower ones first. Each
+// channel gets one result and is closed; after a failure, whose cause cancel
+// is told, the others get nil.
+func (s *Store) unpackAll(ctx context.Context, cancel context.CancelCauseFunc, src Source, f *found, missing int, t *teller) []chan *unpacked {
+	sem := semaphore.NewWeighted(int64(s.workers))
+	var results []chan *unpacked
+	for range f.layers[missing:] {
+		results = append(results, make(chan *unpacked, 1))
+	}
+	go func() {
+		for i, d := range f.layers[missing:] {
+			if sem.Acquire(ctx, 1) != nil {
+				close(results[i])
+				continue
+			}
+			go func() {
+				defer sem.Release(1)
+				defer close(results[i])
+				id := d.Digest.String()
+				u, err := s.unpack(ctx, src, d, f.config.RootFS.DiffIDs[missing+i], func(n int64) { t.tell(id, "download", n, d.Size) })
+				if err != nil {
+					cancel(fmt.Errorf("layer %d (%s): %w", missing+i+1, d.Digest, err))
+					return
+				}
+				results[i] <- u
+			}()
+		}
+	}()
+	return results
+}
+
+// add puts a layer on top of its parent: in the model, then on the datastore.
+func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked, f *found, chain []digest.Digest, i int, t *teller) (*layer, *ext4.FS, error) {
+	id := f.layers[i].Digest.String()
+	l := &layer{
+		Version: 1, Format: ext4.FormatVersion, ChainID: chain[i], DiffID: f.config.RootFS.DiffIDs[i],
+		Dir: s.layerDir(chain[i]), CID: contentID(s.layerDir(chain[i])), Depth: parent.Depth + 1, Bytes: s.bytes,
+	}
+	if i > 0 {
+		l.Parent = chain[i-1]
+	}
+	if u.layer.Entries == 0 { // changes nothing: shares its parent's disk
+		l.Dir, l.CID, l.Depth = parent.Dir, parent.CID, parent.Depth
+		l, err := s.publish(ctx, l, func(context.Context, string) error { return nil })
+		t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
+		return l, fs, err
+	}
+	if l.Depth > maxDepth {
+		return nil, nil, fault.Of(vic.ErrUnsupported, "the image has more than %d layers that are not empty, and a chain of disks must not be longer", maxDepth-2)
+	}
+	var err error
+	if fs == nil {
+		if fs, err = s.model(ctx, parent); err != nil {
+			return nil, nil, err
+		}
+	}
+	t.tell(id, "apply", 0, 0)
+	if err := u.spool.seal(fs, u.layer); err != nil {
+		var full *ext4.NoSpaceError
+		if errors.As(err, &full) {
+			err = fault.As(vic.ErrNoSpace, fmt.Errorf("%w; open the image store with more Bytes", err))
+		}
+		return nil, nil, err
+	}
+	index, err := fs.MarshalBinary()
+	if err != nil {
+		return nil, nil, err
+	}
+	l.Extent, l.Index = u.spool.size, int64(len(index))
+	t.tell(id, "upload", 0, l.Extent)
+	l, err = s.publish(ctx, l, func(ctx context.Context, tmp string) error {
+		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
+	return l, fs, nil
+}

@@ -1,0 +1,107 @@
+// Package imagestore keeps OCI images on a datastore as chains of virtual
+// disks.
+//
+// One ext4 filesystem spans all disks of a chain. The first disk is an empty
+// thin one, its child holds the empty filesystem, and each layer that is not
+// empty is a further child with only the blocks that the layer changes. A
+// layer's disk is found by its chain ID (OCI image specification, config.md,
+// "Layer ChainID"), so images share what they have in common, and a container
+// adds one writable child on top.
+//
+// A store is a directory of a datastore:
+//
+//	layers/NAME/layer.json        what the layer is; NAME is a chain ID or base-…
+//	layers/NAME/layer.vmdk        descriptor, with layer-delta.vmdk as its extent
+//	layers/NAME/index             the filesystem's metadata after this layer
+//	images/DIGEST.json            an image, by the digest of its manifest
+//	names/HASH.json               a name and the digest it stands for
+//
+// Directories are filled under a name that begins with ".new-" and published
+// by one rename, so a reader sees all of a layer or nothing.
+package imagestore
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/ext4"
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// DefaultBytes is the size of the filesystem of images and containers where
+// Options give none. Only what is used takes room.
+const DefaultBytes = 8 << 30
+
+// Options of a store; nil means all defaults.
+type Options struct {
+	// Bytes is the size of the filesystem, a multiple of 128 MiB. Layers of
+	// one size are not shared with those of another.
+	Bytes int64
+	// TempDir is where a layer lies while it is converted, unlinked from the
+	// start; empty is os.TempDir.
+	TempDir string
+	// Workers is how many layers are unpacked at once; 0 is one per core.
+	Workers int
+}
+
+// A Store is an open image store. Its methods may be called by several
+// goroutines.
+type Store struct {
+	c       *vic.Client
+	files   *vsphere.Files
+	dir     string
+	bytes   int64
+	tempDir string
+	workers int
+}
+
+// Open opens the image store at a place, which need not exist yet. A
+// datastore that does not take uploaded delta disks (its capability
+// vmfsSparseSupported is not set) is vic.ErrUnsupported.
+func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store, error) {
+	const op = "open image store"
+	if o == nil {
+		o = &Options{}
+	}
+	ds := types.ManagedObjectReference{Type: "Datastore", Value: at.Datastore.ID}
+	s := &Store{
+		c:     c,
+		files: vsphere.NewFiles(c.Vim(), types.ManagedObjectReference{Type: "Datacenter", Value: c.Datacenter().ID}, c.Datacenter().Name, ds, at.Datastore.Name),
+		dir:   at.Dir, bytes: o.Bytes, tempDir: o.TempDir, workers: o.Workers,
+	}
+	if s.bytes == 0 {
+		s.bytes = DefaultBytes
+	}
+	if s.tempDir == "" {
+		s.tempDir = os.TempDir()
+	}
+	if s.workers <= 0 {
+		s.workers = runtime.GOMAXPROCS(0)
+	}
+	if at.Dir == "" || path.Clean(at.Dir) != at.Dir || path.IsAbs(at.Dir) {
+		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrInvalid, "Dir %q: want a plain relative path", at.Dir))
+	}
+	if _, err := ext4.New(ext4.Geometry{Bytes: s.bytes}); err != nil {
+		return nil, fault.Wrap(op, at.Datastore, fault.As(vic.ErrInvalid, fmt.Errorf("Bytes: %w", err)))
+	}
+	var m mo.Datastore
+	if err := vsphere.Properties(ctx, c.Vim(), ds, []string{"capability"}, &m); err != nil {
+		return nil, fault.Wrap(op, at.Datastore, err)
+	}
+	if v := m.Capability.VmfsSparseSupported; v == nil || !*v {
+		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrUnsupported, "the datastore takes no vmfsSparse disks (capability vmfsSparseSupported), and no other way of writing layers is there yet; use an NFS or VMFS 5 datastore"))
+	}
+	return s, nil
+}
+
+func (s *Store) path(elem ...string) string { return path.Join(append([]string{s.dir}, elem...)...) }
+
+func (s *Store) ref() vic.Ref { return vic.Ref{Kind: "image store", ID: s.files.Path(s.dir)} }

@@ -1,0 +1,149 @@
+package imagestore
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/vicsdk/vic-go/internal/ext4"
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// unpacked is a layer whose contents lie in a spool and whose place in the
+// filesystem is not known yet.
+type unpacked struct {
+	layer *ext4.Layer
+	spool *spool
+}
+
+// unpack downloads a layer and unpacks it while it comes, verified by its
+// digest and its diff ID. Nothing of the compressed form is kept.
+func (s *Store) unpack(ctx context.Context, src Source, d ocispec.Descriptor, diffID digest.Digest, tell func(done int64)) (*unpacked, error) {
+	body, err := src.Fetch(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("fetch: %w", err)
+	}
+	defer body.Close()
+	sp, err := newSpool(s.tempDir, s.bytes)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.convert(ctx, body, d, diffID, sp, tell)
+	if err != nil {
+		sp.close()
+		return nil, err
+	}
+	return &unpacked{l, sp}, nil
+}
+
+func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descriptor, diffID digest.Digest, sp *spool, tell func(int64)) (*ext4.Layer, error) {
+	blob := &verifier{r: body, want: d.Digest, h: d.Digest.Algorithm().Hash(), size: d.Size, ctx: ctx.Err, tell: tell}
+	// Three stages run side by side: reading and hashing the blob,
+	// decompressing, and hashing and applying what comes out.
+	ahead := readAhead(blob)
+	defer ahead.close()
+	plainR, closeR, err := decompress(ahead, s.bytes)
+	if err != nil {
+		return nil, ahead.cause(err)
+	}
+	defer closeR()
+	tar := readAhead(plainR)
+	defer tar.close()
+	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: 2*s.bytes + 1<<30, ctx: ctx.Err}
+	l, err := ext4.ReadLayer(diff, sp.w, ext4.Limits{})
+	if err != nil {
+		return nil, ahead.cause(err)
+	}
+	if err := diff.finish("diff ID"); err != nil {
+		return nil, ahead.cause(err)
+	}
+	// A decompressor may leave bytes behind its own end.
+	if n, err := io.Copy(io.Discard, ahead); err != nil || n > 0 {
+		if err == nil {
+			err = fault.Of(vic.ErrInvalid, "%d bytes follow the layer's end", n)
+		}
+		return nil, err
+	}
+	return l, blob.finish("digest")
+}
+
+// decompress looks at the first bytes, because media types lie.
+func decompress(r io.Reader, bound int64) (io.Reader, func(), error) {
+	br := bufio.NewReaderSize(r, 1<<16)
+	magic, err := br.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, nil, fault.As(vic.ErrInvalid, fmt.Errorf("gzip: %w", err))
+		}
+		return z, func() { z.Close() }, nil
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			return nil, nil, fault.As(vic.ErrInvalid, fmt.Errorf("zstd: %w", err))
+		}
+		return z, z.Close, nil
+	case bytes.HasPrefix(magic, []byte("BZh")), bytes.Equal(magic, []byte{0xfd, '7', 'z', 'X'}):
+		return nil, nil, fault.Of(vic.ErrUnsupported, "the layer is packed with bzip2 or xz; gzip, zstd and plain tar are taken")
+	}
+	return br, func() {}, nil
+}
+
+// A verifier counts and hashes what is read through it.
+type verifier struct {
+	r     io.Reader
+	h     hash.Hash
+	want  digest.Digest
+	size  int64 // exact, or -1
+	limit int64 // where size is -1
+	n     int64
+	ctx   func() error
+	tell  func(int64)
+	told  int64
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	if err := v.ctx(); err != nil {
+		return 0, err
+	}
+	n, err := v.r.Read(p)
+	v.h.Write(p[:n])
+	v.n += int64(n)
+	if v.size >= 0 && v.n > v.size {
+		return n, fault.Of(vic.ErrInvalid, "more than the %d bytes that the manifest says", v.size)
+	}
+	if v.size < 0 && v.n > v.limit {
+		return n, fault.Of(vic.ErrInvalid, "the layer unpacks to more than %d bytes, more than its filesystem could hold", v.limit)
+	}
+	if v.tell != nil && (v.n-v.told >= 1<<20 || err == io.EOF) {
+		v.told = v.n
+		v.tell(v.n)
+	}
+	return n, err
+}
+
+func (v *verifier) finish(what string) error {
+	if _, err := io.Copy(io.Discard, v); err != nil {
+		return err
+	}
+	if v.size >= 0 && v.n != v.size {
+		return fault.As(vic.ErrUnavailable, fmt.Errorf("%w: %d of %d bytes came", io.ErrUnexpectedEOF, v.n, v.size))
+	}
+	if got := digest.NewDigest(v.want.Algorithm(), v.h); got != v.want {
+		return fault.Of(vic.ErrInvalid, "%s is %s, not %s", what, got, v.want)
+	}
+	return nil
+}

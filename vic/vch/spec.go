@@ -1,0 +1,89 @@
+// Package vch makes, opens, lists and deletes virtual container hosts.
+//
+// A VCH is a resource pool, a VM folder and a record. The record is a document
+// on the datastore of the VCH's image store, [datastore] vic/vch/NAME/vch.json,
+// because pools and folders carry no settings of their own. It is written
+// before the pool and the folder are made, so that whatever a crash leaves can
+// be found and deleted.
+package vch
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// A Spec says what a VCH is to be. It is inert data.
+type Spec struct {
+	// ID makes Create idempotent: creating again with the same ID and name
+	// opens what is there. Empty draws one. 16 to 64 hexadecimal digits.
+	ID string `json:"id,omitempty"`
+	// Name, at most 31 characters out of letters, digits, '-', '_' and '.'.
+	Name string `json:"name"`
+	// Compute is the cluster or host, by name or inventory path; empty where
+	// there is only one.
+	Compute string `json:"compute,omitempty"`
+	// ImageStore is "datastore" or "datastore/directory". Container VMs live
+	// on the same datastore. The directory defaults to vic/images.
+	ImageStore string `json:"imageStore"`
+	// NIC connects container VMs for which no other is named; package network
+	// makes it of a port group.
+	NIC vic.NIC `json:"nic"`
+	// CPUs (default 1) and MemoryMB (default 512) of container VMs that do not
+	// say otherwise.
+	CPUs     int32 `json:"cpus,omitempty"`
+	MemoryMB int64 `json:"memoryMB,omitempty"`
+}
+
+// Options of Create that are not part of what the VCH is.
+type Options struct {
+	// BootISO is the path of a local file, the bootstrap ISO that container
+	// VMs boot (package bootiso makes one). Required.
+	BootISO string
+	// Progress, or nil.
+	Progress func(vic.Event)
+}
+
+var (
+	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$`)
+	idRE   = regexp.MustCompile(`^[0-9a-f]{16,64}$`)
+)
+
+// Validate tells the first field that cannot be right. It does not ask
+// vSphere.
+func (s *Spec) Validate() error {
+	ds, dir, hasDir := strings.Cut(s.ImageStore, "/")
+	switch {
+	case !nameRE.MatchString(s.Name):
+		return fault.Of(vic.ErrInvalid, "Name %q: want at most 31 letters, digits, '-', '_' or '.', beginning with a letter or digit", s.Name)
+	case s.ID != "" && !idRE.MatchString(s.ID):
+		return fault.Of(vic.ErrInvalid, "ID %q: want 16 to 64 hexadecimal digits in lower case", s.ID)
+	case ds == "":
+		return fault.Of(vic.ErrInvalid, "ImageStore is empty: want \"datastore\" or \"datastore/directory\"")
+	case hasDir && !cleanDir(dir):
+		return fault.Of(vic.ErrInvalid, "ImageStore %q: the directory must be a plain relative path", s.ImageStore)
+	case s.NIC.Network.ID == "":
+		return fault.Of(vic.ErrInvalid, "NIC is empty: open the port group of the containers and take its NIC")
+	case s.NIC.MAC != "" || s.NIC.Address.IsValid():
+		return fault.Of(vic.ErrInvalid, "NIC: a MAC or an address would be shared by all containers")
+	case s.CPUs < 0 || s.CPUs > 128:
+		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", s.CPUs)
+	case s.MemoryMB < 0 || s.MemoryMB != 0 && s.MemoryMB < 64:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", s.MemoryMB)
+	}
+	return nil
+}
+
+func cleanDir(d string) bool {
+	if d == "" || strings.ContainsAny(d, "[]\\\x00") {
+		return false
+	}
+	for _, p := range strings.Split(d, "/") {
+		if p == "" || p == "." || p == ".." {
+			return false
+		}
+	}
+	return true
+}
