@@ -1,0 +1,414 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vicsdk/vic-go/bootiso/modlist"
+	"github.com/vicsdk/vic-go/vic/tether"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	configWait  = 60 * time.Second // for the configuration to be told
+	publishWait = 5 * time.Second  // for a status to be taken
+	etcDir      = "/run/vic/etc"
+)
+
+// A machine is the VM from the start of PID 1 to its power-off.
+type machine struct {
+	log       *slog.Logger
+	info      tether.Guestinfo
+	config    *tether.Config
+	container *tether.Container
+	modules   []modlist.Module
+	events    *uevents
+	reaper    *reaper
+	hostKey   ssh.Signer
+	authority ssh.PublicKey
+	net       *network
+	output    *tether.Recorder
+	logFile   *os.File
+	server    *tether.Server
+
+	marks     sync.Mutex
+	early     []tether.Stage // before there is a container
+	publishMu sync.Mutex
+}
+
+// mark adds a stage to the timeline.
+func (m *machine) mark(name string) {
+	at := uptime()
+	m.marks.Lock()
+	defer m.marks.Unlock()
+	if m.container != nil {
+		m.container.Mark(name, at)
+		return
+	}
+	m.early = append(m.early, tether.Stage{Name: name, At: at})
+}
+
+// run does everything but the power-off.
+func (m *machine) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	m.mark("tether")
+	if err := m.prepare(); err != nil {
+		m.log.Error("cannot set up the machine", "error", err)
+	}
+	if err := m.configure(ctx); err != nil {
+		// There is no container yet that could tell it.
+		m.log.Error("no usable configuration", "error", err)
+		m.adopt(&tether.Config{})
+		m.finish(ctx, &startError{codeSetup, err}, tether.Exit{})
+		return
+	}
+	exit, err := m.runContainer(ctx)
+	m.finish(ctx, err, exit)
+}
+
+// prepare mounts what the tether itself needs.
+func (m *machine) prepare() error {
+	var errs error
+	for _, mt := range ownMounts {
+		errs = errors.Join(errs, mt.do())
+	}
+	unix.Umask(0o022)
+	// What Docker's daemon gives its containers.
+	files := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	errs = errors.Join(errs, setrlimit(unix.RLIMIT_NOFILE, files))
+	forever := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	errs = errors.Join(errs, setrlimit(unix.RLIMIT_NPROC, forever))
+	m.reaper = newReaper()
+	var err error
+	m.events, err = listenUevents()
+	return errors.Join(errs, err)
+}
+
+// adopt makes the container of a configuration.
+func (m *machine) adopt(c *tether.Config) {
+	var boot [8]byte
+	_, _ = rand.Read(boot[:]) // It cannot fail (crypto/rand).
+	m.marks.Lock()
+	defer m.marks.Unlock()
+	m.config, m.container = c, tether.NewContainer(*c, hex.EncodeToString(boot[:]))
+	for _, s := range m.early {
+		m.container.Mark(s.Name, s.At)
+	}
+}
+
+// configure learns what to run while the early modules are loaded.
+func (m *machine) configure(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		var err error
+		if m.modules, err = readModules(); err == nil {
+			err = loadModules(m.modules, false, loadModule)
+		}
+		if err != nil {
+			// What is missing will be missed by name.
+			m.log.Error("kernel modules", "error", err)
+		}
+		m.mark("modules")
+	})
+	wg.Go(func() {
+		if err := loopback(); err != nil {
+			m.log.Error("network", "error", err)
+		}
+		sysctls(m.log)
+	})
+	var err error
+	if m.info, err = openGuestinfo(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, configWait)
+	defer cancel()
+	doc, err := m.info.Get(ctx, tether.ConfigKey)
+	if err != nil {
+		return fmt.Errorf("%s: %w", tether.ConfigKey, err)
+	}
+	c, err := tether.ParseConfig([]byte(doc))
+	if err != nil {
+		return err
+	}
+	m.authority, _, _, _, err = ssh.ParseAuthorizedKey([]byte(c.Authority))
+	if err != nil {
+		return fmt.Errorf("%s: authority: %w", tether.ConfigKey, err)
+	}
+	m.adopt(c)
+	m.mark("config")
+	return nil
+}
+
+// runContainer brings up everything the process needs, each as soon as it can,
+// runs it and returns its end. An error means that it did not start.
+func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
+	// One start that fails ends the others' waiting.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	step := func(name string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				cancel(err)
+				return
+			}
+			m.mark(name)
+		})
+	}
+	step("host key", m.makeHostKey)
+	step("network", func() (err error) {
+		m.net, err = bringUp(ctx, m.events, m.config, m.log)
+		return err
+	})
+	step("root", func() error {
+		dev, err := findDisk(ctx, m.events, m.config.Root.Unit)
+		if err != nil {
+			return err
+		}
+		if err := mountRoot(dev); err != nil {
+			return err
+		}
+		return m.openLog()
+	})
+	if err := unix.Sethostname([]byte(hostname(m.config))); err != nil {
+		m.log.Error("hostname", "error", err)
+	}
+	group, err := containerCgroup()
+	if err != nil {
+		cancel(err)
+	}
+	wg.Wait()
+	// Controllers get in where that is possible at all, to hear what failed.
+	if err := m.serve(ctx); err != nil {
+		cancel(err)
+	}
+	if err := context.Cause(ctx); err != nil {
+		return tether.Exit{}, err
+	}
+	defer group.Close()
+	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
+	if err != nil {
+		return tether.Exit{}, err
+	}
+	m.net.changed = func() {
+		if err := etc.write("resolv.conf", m.net.resolv()); err != nil {
+			m.log.Error("resolv.conf", "error", err)
+		}
+		m.reached()
+		m.publish()
+	}
+	ns, err := newNamespace(diskMount+"/rootfs", etc)
+	if err != nil {
+		return tether.Exit{}, err
+	}
+	m.mark("container root")
+	p, err := startProcess(ns, m.reaper, group, m.config.Process, hostname(m.config), m.output)
+	if err != nil {
+		return tether.Exit{}, err
+	}
+	m.mark("process")
+	m.container.Started(p, time.Now())
+	go m.afterStart(ctx)
+	exit := p.wait(func() { endContainer(ns.pid1) })
+	exit.OOMKilled = oomKilled()
+	return exit, nil
+}
+
+func (m *machine) makeHostKey() error {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return fmt.Errorf("host key: %w", err)
+	}
+	m.hostKey, err = ssh.NewSignerFromSigner(key)
+	return err
+}
+
+// openLog goes on with the log of former boots. A line that a power-off cut
+// short is ended, so that it spoils no other.
+func (m *machine) openLog() error {
+	f, err := os.OpenFile(diskMount+tether.LogPath, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	size := st.Size()
+	if size > 0 {
+		var last [1]byte
+		if _, err := f.ReadAt(last[:], size-1); err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		if last[0] != '\n' {
+			if _, err := f.Write([]byte("\n")); err != nil {
+				return fmt.Errorf("log: %w", err)
+			}
+			size++
+		}
+	}
+	m.output, m.logFile = tether.NewRecorder(f, size), f
+	return nil
+}
+
+// serve starts the server. It needs the host key and the log; where a step has
+// failed they may be missing, and then there is no server.
+func (m *machine) serve(ctx context.Context) error {
+	if m.hostKey == nil || m.output == nil || m.net == nil {
+		return nil
+	}
+	s, err := tether.NewServer(tether.ServerConfig{
+		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
+		Container: m.container, Output: m.output, Logger: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	m.reached()
+	if len(m.config.NICs) == 0 {
+		return nil
+	}
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(tether.Port))
+	if err != nil {
+		return fmt.Errorf("tether: %w", err)
+	}
+	m.server = s
+	// Until the power-off, and not only until the process's end.
+	serving := context.WithoutCancel(ctx)
+	go func() {
+		if err := s.Serve(serving, refuseLocal{l}); err != nil {
+			m.log.Error("tether", "error", err)
+		}
+	}()
+	m.mark("listening")
+	return nil
+}
+
+// reached tells the container where it is reached.
+func (m *machine) reached() {
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(m.hostKey.PublicKey())))
+	var all []string
+	for _, a := range m.net.hosts() {
+		all = append(all, netip.AddrPortFrom(a, tether.Port).String())
+	}
+	m.container.Reached(key, all)
+}
+
+// afterStart does what the process need not wait for.
+func (m *machine) afterStart(ctx context.Context) {
+	m.publish()
+	for _, a := range m.net.hosts() {
+		m.set(ctx, "guestinfo.ip", a.String())
+		break
+	}
+	if err := loadModules(m.modules, true, loadModule); err != nil {
+		m.log.Error("kernel modules", "error", err)
+	}
+	err := onPowerButton(ctx, func() {
+		m.log.Info("power button: the container is asked to stop")
+		if err := m.container.Stop("", -1); err != nil {
+			m.log.Error("stop", "error", err)
+		}
+	})
+	if err != nil {
+		m.log.Warn("no graceful stop by the power button", "error", err)
+	}
+}
+
+// publish sets the status in guestinfo.
+func (m *machine) publish() {
+	m.publishMu.Lock()
+	defer m.publishMu.Unlock()
+	b, err := json.Marshal(m.container.Status())
+	if err != nil {
+		m.log.Error("status", "error", err)
+		return
+	}
+	m.set(context.Background(), tether.StatusKey, string(b))
+}
+
+func (m *machine) set(ctx context.Context, key, value string) {
+	if m.info == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishWait)
+	defer cancel()
+	if err := m.info.Set(ctx, key, value); err != nil {
+		m.log.Error("guestinfo", "key", key, "error", err)
+	}
+}
+
+// finish makes the end lasting, tells it and leaves the disk clean.
+func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
+	now := time.Now()
+	if failed != nil {
+		exit = tether.Exit{Code: codeSetup, Error: failed.Error()}
+		var s *startError
+		if errors.As(failed, &s) {
+			exit.Code = s.code
+		}
+		m.log.Error("the container did not start", "code", exit.Code, "error", failed)
+	}
+	if m.output != nil {
+		if err := m.output.Close(); err != nil {
+			m.log.Error("log", "error", err)
+		}
+	}
+	m.container.Finished(exit, now)
+	m.mark("exit")
+	var wg sync.WaitGroup
+	wg.Go(m.publish)
+	wg.Go(func() {
+		if m.output == nil {
+			return // There is no disk.
+		}
+		if err := writeStatus(diskMount+tether.StatusPath, m.container.Status()); err != nil {
+			m.log.Error("status", "error", err)
+		}
+	})
+	wg.Wait()
+	if m.server != nil && m.config.AwaitAttach > 0 {
+		m.server.Linger(ctx, m.config.AwaitAttach)
+	}
+	if m.output != nil {
+		_ = m.logFile.Close() // It was synced.
+		if err := unmountRoot(); err != nil {
+			m.log.Error("root", "error", err)
+		}
+	}
+	m.log.Info("end", "code", exit.Code, "signal", exit.Signal, "uptime", uptime().Round(time.Millisecond))
+}
+
+// writeStatus replaces a file by the status, on the disk when it returns.
+func writeStatus(name string, s tether.Status) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}

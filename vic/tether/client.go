@@ -1,0 +1,297 @@
+package tether
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// ClientConfig says who a controller is and whom it expects.
+type ClientConfig struct {
+	// Signer with a certificate of the container's authority; see
+	// NewControllerSigner.
+	Signer ssh.Signer
+	// HostKey the guest must show, in authorized_keys form, from its Status.
+	HostKey string
+	// ID of the container, the user name of the SSH connection.
+	ID string
+	// KeepAlive is how long the guest may be silent before it is asked for a
+	// sign of life; a guest that gives none for twice as long again is given
+	// up. Zero means 15 seconds, a negative value never.
+	KeepAlive time.Duration
+}
+
+// A Client is a controller's connection to one guest. Its methods may be
+// called by several goroutines; everything it opened ends with it.
+type Client struct {
+	conn ssh.Conn
+	done chan struct{} // closed when the connection has ended
+	quit chan struct{} // closed when the keep-alive loop has ended
+}
+
+// NewClient greets the guest at the other end of conn, for at most ten seconds
+// and within ctx. It takes over conn, also where it fails.
+func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, error) {
+	check, err := pinHostKey(c.HostKey)
+	if err == nil && c.Signer == nil {
+		err = fmt.Errorf("%w: Signer: missing", ErrInvalid)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("tether: %w", err)
+	}
+	keepAlive(conn)
+	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	user := c.ID
+	if user == "" {
+		user = ControllerPrincipal
+	}
+	sc, channels, requests, err := ssh.NewClientConn(conn, "", &ssh.ClientConfig{
+		Config:            algorithms(),
+		User:              user,
+		Auth:              []ssh.AuthMethod{ssh.PublicKeys(c.Signer)},
+		HostKeyCallback:   check,
+		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
+		ClientVersion:     "SSH-2.0-vic-controller",
+	})
+	if !stop() {
+		if err == nil {
+			_ = sc.Close()
+		}
+		return nil, fmt.Errorf("tether: %w", ctx.Err())
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("tether: %w", err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	cl := &Client{conn: sc, done: make(chan struct{}), quit: make(chan struct{})}
+	go ssh.DiscardRequests(requests)
+	go func() {
+		for n := range channels {
+			_ = n.Reject(ssh.Prohibited, "guests open no channels")
+		}
+		_ = sc.Wait()
+		close(cl.done)
+	}()
+	every := c.KeepAlive
+	if every == 0 {
+		every = 15 * time.Second
+	}
+	go cl.keepAlive(every)
+	return cl, nil
+}
+
+func (c *Client) keepAlive(every time.Duration) {
+	defer close(c.quit)
+	if every < 0 {
+		return
+	}
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-t.C:
+			ctx, cancel := context.WithTimeout(context.Background(), 2*every)
+			if _, err := c.Ping(ctx); err != nil {
+				_ = c.conn.Close()
+			}
+			cancel()
+		}
+	}
+}
+
+// Close ends the connection and everything that was opened on it.
+func (c *Client) Close() error {
+	err := c.conn.Close()
+	<-c.done
+	<-c.quit
+	if errors.Is(err, net.ErrClosed) {
+		return nil // The guest was first.
+	}
+	return err
+}
+
+// Done is closed when the connection has ended, by either side.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Ping returns the time of one round trip.
+func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
+	start := time.Now()
+	reply := make(chan error, 1)
+	go func() {
+		_, _, err := c.conn.SendRequest(requestPing, true, nil)
+		reply <- err
+	}()
+	select {
+	case <-ctx.Done():
+		return 0, fmt.Errorf("tether: ping: %w", ctx.Err())
+	case err := <-reply:
+		if err != nil {
+			return 0, fmt.Errorf("tether: ping: %w", err)
+		}
+		return time.Since(start), nil
+	}
+}
+
+// open opens a channel within ctx.
+func (c *Client) open(ctx context.Context, kind string, params any) (ssh.Channel, <-chan *ssh.Request, error) {
+	b, err := json.Marshal(params)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(b) > maxDocument {
+		return nil, nil, fmt.Errorf("%w: %d bytes of parameters, more than %d", ErrInvalid, len(b), maxDocument)
+	}
+	type opened struct {
+		ch       ssh.Channel
+		requests <-chan *ssh.Request
+		err      error
+	}
+	result := make(chan opened, 1)
+	go func() {
+		ch, requests, err := c.conn.OpenChannel(kind, b)
+		result <- opened{ch, requests, err}
+	}()
+	select {
+	case o := <-result:
+		return o.ch, o.requests, o.err
+	case <-ctx.Done():
+		go func() {
+			if o := <-result; o.err == nil {
+				go ssh.DiscardRequests(o.requests)
+				_ = o.ch.Close()
+			}
+		}()
+		return nil, nil, ctx.Err()
+	}
+}
+
+// call sends one request and reads its answer into result, which may be nil.
+func (c *Client) call(ctx context.Context, method string, params, result any) error {
+	b, err := json.Marshal(params)
+	if err != nil {
+		return fmt.Errorf("tether: %s: %w", method, err)
+	}
+	ch, requests, err := c.open(ctx, channelCall, callRequest{Method: method, Params: b})
+	if err != nil {
+		return fmt.Errorf("tether: %s: %w", method, err)
+	}
+	go ssh.DiscardRequests(requests)
+	stop := context.AfterFunc(ctx, func() { _ = ch.Close() })
+	defer stop()
+	defer ch.Close()
+	b, err = io.ReadAll(io.LimitReader(ch, maxDocument+1))
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("tether: %s: %w", method, ctx.Err())
+	case err != nil:
+		return fmt.Errorf("tether: %s: %w", method, err)
+	case len(b) == 0:
+		return fmt.Errorf("tether: %s: %w", method, io.ErrUnexpectedEOF)
+	}
+	var a callAnswer
+	if err := decode("answer", b, &a); err != nil {
+		return fmt.Errorf("tether: %s: %w", method, err)
+	}
+	if a.Error != nil {
+		return fmt.Errorf("tether: %s: %w", method, a.Error)
+	}
+	if result == nil {
+		return nil
+	}
+	if len(a.Result) == 0 {
+		return fmt.Errorf("tether: %s: the guest's answer holds no result", method)
+	}
+	if err := json.Unmarshal(a.Result, result); err != nil {
+		return fmt.Errorf("tether: %s: %w", method, err)
+	}
+	return nil
+}
+
+// Signal sends a signal by name, such as SIGHUP, to the main process. The
+// error is an ErrNotRunning after its end.
+func (c *Client) Signal(ctx context.Context, name string) error {
+	return c.call(ctx, methodSignal, signalParams{name}, nil)
+}
+
+// Stop asks the process to end by signal (empty: the configured one), has the
+// guest kill it after grace (negative: the configured time), and waits for the
+// end. The kill happens even where ctx ends before.
+func (c *Client) Stop(ctx context.Context, signal string, grace time.Duration) (Exit, error) {
+	var e Exit
+	err := c.call(ctx, methodStop, stopParams{signal, grace}, &e)
+	return e, err
+}
+
+// Resize sets the size of the process's terminal in characters.
+func (c *Client) Resize(ctx context.Context, rows, columns uint16) error {
+	return c.call(ctx, methodResize, resizeParams{rows, columns}, nil)
+}
+
+// Wait waits for the process's end. An error means that the outcome is not
+// known from here.
+func (c *Client) Wait(ctx context.Context) (Exit, error) {
+	var e Exit
+	err := c.call(ctx, methodWait, struct{}{}, &e)
+	return e, err
+}
+
+// Status asks the guest for its status.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	err := c.call(ctx, methodStatus, struct{}{}, &s)
+	return s, err
+}
+
+// Timeline asks for the stages of the guest's start so far.
+func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
+	var t []Stage
+	err := c.call(ctx, methodTimeline, struct{}{}, &t)
+	return t, err
+}
+
+// Logs reads the log of the process's output and, with Follow, goes on until
+// the process has ended or ctx ends. The reader must be closed.
+func (c *Client) Logs(ctx context.Context, o LogOptions) (*LogReader, error) {
+	ch, requests, err := c.open(ctx, channelLogs, o)
+	if err != nil {
+		return nil, fmt.Errorf("tether: logs: %w", err)
+	}
+	go ssh.DiscardRequests(requests)
+	stop := context.AfterFunc(ctx, func() { _ = ch.Close() })
+	l := NewLogReader(&logStream{ctx, ch, c.done})
+	l.close = func() error {
+		stop()
+		_ = ch.Close() // The guest may have closed it before.
+		return nil
+	}
+	return l, nil
+}
+
+// logStream tells a log's end from a connection's.
+type logStream struct {
+	ctx  context.Context
+	ch   ssh.Channel
+	done <-chan struct{}
+}
+
+func (s *logStream) Read(p []byte) (int, error) {
+	n, err := s.ch.Read(p)
+	if err != io.EOF {
+		return n, err
+	}
+	if s.ctx.Err() != nil {
+		return n, fmt.Errorf("tether: logs: %w", s.ctx.Err())
+	}
+	return n, err
+}

@@ -1,0 +1,36 @@
+// Package tether reaches into a container VM: its Client is the controller's
+// side, its Server runs in the guest under PID 1.
+//
+// # Carrier and trust
+//
+// The guest listens on [Port] of its NICs and controllers dial it, so that any
+// number of them reach a running container within a round trip and nothing in
+// the guest waits for a controller. The protocol itself asks for no more than
+// a reliable byte stream, a net.Conn. The stream carries SSH (RFC 4251 to
+// 4254) with the guest as server. A guest makes a host key at each boot and
+// publishes it in its [Status]; the client takes that key and no other. The
+// guest takes no password and no plain key, only user certificates that the
+// authority of its [Config] signed (OpenSSH PROTOCOL.certkeys) for the
+// container's ID or for [ControllerPrincipal].
+//
+// # What travels
+//
+// Every attachment, log stream and call is an SSH channel of its own, so a
+// slow reader of one does not hold up another. Where SSH has a message it is
+// used: channel data and extended data for the output, EOF for the end of
+// standard input, "window-change", "signal", "exit-status" and "exit-signal".
+// What SSH lacks are JSON documents of a bounded size in private channel types
+// and requests (RFC 4251 section 6).
+//
+// # Output
+//
+// A [Recorder] keeps the container's output in a log file on its own disk and
+// the end of it in memory. An attacher that falls behind the memory reads on
+// from the file, byte for byte, so a slow or stopped attacher neither blocks
+// the process nor loses anything, and the guest's memory stays bounded.
+//
+// # Ownership
+//
+// NewClient takes over its connection and Close closes it. Attachments and log
+// readers belong to their client; each has a Close (or Detach) of its own.
+package tether

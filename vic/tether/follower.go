@@ -1,0 +1,247 @@
+package tether
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sort"
+)
+
+// errOutputLost reports to an attacher that fell behind that the log, which it
+// would have read on from, could not be written.
+var errOutputLost = errors.New("output lost: the attacher fell behind and the log could not be written")
+
+// A follower reads a Recorder's output: from memory while it keeps up, and
+// from the log file where it does not.
+type follower struct {
+	r     *Recorder
+	wake  chan struct{}
+	seq   int64    // number of the next chunk
+	pos   [3]int64 // next byte of each stream
+	log   *LogReader
+	at    [3]int64 // position of log's next entry in the streams
+	limit int64    // where log ends in the file
+}
+
+// follow starts at the process's first byte or at the present.
+func (r *Recorder) follow(replay bool) *follower {
+	f := &follower{r: r, wake: r.watch()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !replay {
+		f.pos = r.off
+		f.seq = r.first + int64(len(r.ring))
+	}
+	return f
+}
+
+func (f *follower) close() { f.r.unwatch(f.wake) }
+
+// next returns a piece of output, which must not be changed, and io.EOF at the
+// recorder's end.
+func (f *follower) next(ctx context.Context) (Stream, []byte, error) {
+	for {
+		if f.log != nil {
+			s, p, err := f.fromLog()
+			if p != nil || err != nil {
+				return s, p, err
+			}
+			continue
+		}
+		s, p, wait, err := f.fromMemory()
+		if p != nil || err != nil {
+			return s, p, err
+		}
+		if !wait {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		case <-f.wake:
+		}
+	}
+}
+
+func (f *follower) fromMemory() (s Stream, p []byte, wait bool, err error) {
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.seq < r.first {
+		if !f.rejoin() {
+			return 0, nil, false, f.openLog()
+		}
+	}
+	for f.seq < r.first+int64(len(r.ring)) {
+		c := r.ring[f.seq-r.first]
+		f.seq++
+		end := c.off + int64(len(c.data))
+		if end <= f.pos[c.stream] {
+			continue
+		}
+		p := c.data[f.pos[c.stream]-c.off:]
+		f.pos[c.stream] = end
+		return c.stream, p, false, nil
+	}
+	if r.closed {
+		return 0, nil, false, io.EOF
+	}
+	return 0, nil, true, nil
+}
+
+// rejoin goes over to memory where memory reaches back to what was read. The
+// recorder is locked.
+func (f *follower) rejoin() bool {
+	oldest := f.r.off
+	for i := len(f.r.ring) - 1; i >= 0; i-- {
+		oldest[f.r.ring[i].stream] = f.r.ring[i].off
+	}
+	if oldest[Stdout] > f.pos[Stdout] || oldest[Stderr] > f.pos[Stderr] {
+		return false
+	}
+	f.seq = f.r.first
+	return true
+}
+
+// openLog starts to read the file at the last mark before pos. The recorder is
+// locked; it is unlocked for a moment to write the file.
+func (f *follower) openLog() error {
+	r := f.r
+	r.mu.Unlock()
+	r.flush()
+	r.mu.Lock()
+	i := sort.Search(len(r.index), func(i int) bool {
+		m := r.index[i]
+		return m.pos[Stdout] > f.pos[Stdout] || m.pos[Stderr] > f.pos[Stderr]
+	}) - 1
+	m := r.index[i]
+	if i+1 < len(r.index) && r.index[i+1].gap && r.index[i+1].file == m.file {
+		return errOutputLost
+	}
+	f.limit = r.size
+	for _, n := range r.index[i+1:] {
+		if n.gap {
+			f.limit = n.file
+			break
+		}
+	}
+	if f.limit == r.size && f.ahead() {
+		return errOutputLost
+	}
+	f.at = m.pos
+	f.log = NewLogReader(io.NewSectionReader(r.file, m.file, f.limit-m.file))
+	return nil
+}
+
+// ahead tells that the file holds nothing after pos although memory does not
+// reach back to it, which only a failure to write can bring about.
+func (f *follower) ahead() bool {
+	return f.r.flushed[Stdout] <= f.pos[Stdout] && f.r.flushed[Stderr] <= f.pos[Stderr]
+}
+
+// fromLog returns the next entry's part after pos, or nothing where the log
+// has been read to its present end.
+func (f *follower) fromLog() (Stream, []byte, error) {
+	for {
+		e, err := f.log.Next()
+		if errors.Is(err, io.EOF) {
+			return 0, nil, f.endOfLog()
+		}
+		if err != nil {
+			return 0, nil, fmt.Errorf("log: %w", err)
+		}
+		start := f.at[e.Stream]
+		f.at[e.Stream] += int64(len(e.Data))
+		skip := f.pos[e.Stream] - start
+		if skip >= int64(len(e.Data)) {
+			continue
+		}
+		if skip < 0 {
+			return 0, nil, errOutputLost
+		}
+		f.pos[e.Stream] = f.at[e.Stream]
+		return e.Stream, e.Data[skip:], nil
+	}
+}
+
+func (f *follower) endOfLog() error {
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.log.Skipped() > 0 {
+		return errOutputLost // The file was changed under the recorder.
+	}
+	f.log = nil
+	if f.rejoin() {
+		return nil
+	}
+	if f.limit < r.size && f.gapAt(f.limit) {
+		return errOutputLost
+	}
+	return f.openLog()
+}
+
+func (f *follower) gapAt(file int64) bool {
+	for _, m := range f.r.index {
+		if m.gap && m.file == file {
+			return true
+		}
+	}
+	return false
+}
+
+// A logTail hands out the log file's bytes as it grows.
+type logTail struct {
+	ctx  context.Context
+	r    *Recorder
+	wake chan struct{}
+	off  int64
+	end  int64 // where to stop, or -1 at the recorder's end
+}
+
+// tail reads the file from off, to its present end or on.
+func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
+	t := &logTail{ctx: ctx, r: r, wake: r.watch(), off: off, end: -1}
+	if !on {
+		t.end = r.fileSize()
+	}
+	return t
+}
+
+func (r *Recorder) fileSize() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.size
+}
+
+func (t *logTail) close() { t.r.unwatch(t.wake) }
+
+// Read waits for more where the file has no more, until the recorder's end.
+func (t *logTail) Read(p []byte) (int, error) {
+	for {
+		t.r.mu.Lock()
+		// The last bytes are in the file once nothing is left to encode.
+		size, closed := t.r.size, t.r.closed && t.r.flushed == t.r.off
+		t.r.mu.Unlock()
+		if t.end >= 0 {
+			size, closed = t.end, true
+		}
+		if n := size - t.off; n > 0 {
+			m, err := t.r.file.ReadAt(p[:min(int64(len(p)), n)], t.off)
+			t.off += int64(m)
+			if m > 0 {
+				return m, nil
+			}
+			return 0, err
+		}
+		if closed {
+			return 0, io.EOF
+		}
+		select {
+		case <-t.ctx.Done():
+			return 0, t.ctx.Err()
+		case <-t.wake:
+		}
+	}
+}

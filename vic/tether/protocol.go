@@ -1,0 +1,174 @@
+package tether
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ControllerPrincipal is the principal of a certificate that opens every
+// container of the authority; a certificate for one container names its ID.
+const ControllerPrincipal = "vic-controller"
+
+// Names private to this protocol (RFC 4251 section 6).
+const (
+	domain        = "@vicsdk.github.com"
+	channelAttach = "attach" + domain
+	channelCall   = "call" + domain
+	channelLogs   = "logs" + domain
+	requestExit   = "exit" + domain
+	requestPing   = "ping" + domain
+)
+
+// Bounds that both sides hold against each other.
+const (
+	handshakeTimeout = 10 * time.Second
+	maxDocument      = 64 << 10 // a JSON document of either side
+	maxChannels      = 128      // open channels of one connection
+	maxConnections   = 64       // authenticated connections of one guest
+	maxHandshakes    = 32       // connections that have not authenticated yet
+)
+
+// Exit tells how the main process ended. That it ended badly is data, not an
+// error.
+type Exit struct {
+	// Code as a shell tells it; see Status.ExitCode.
+	Code int `json:"code"`
+	// Signal that ended the process, such as SIGKILL, or empty.
+	Signal string `json:"signal,omitempty"`
+	// OOMKilled tells that the kernel ended a process of the container for
+	// want of memory.
+	OOMKilled bool `json:"oomKilled,omitempty"`
+	// Error says why the process could not be started, with Code 125, 126 or
+	// 127.
+	Error string `json:"error,omitempty"`
+}
+
+// Stage is a point of the guest's start.
+type Stage struct {
+	Name string `json:"name"`
+	// At is the time since the kernel's start (CLOCK_BOOTTIME).
+	At time.Duration `json:"at"`
+}
+
+// attachRequest opens a channelAttach.
+type attachRequest struct {
+	Replay bool `json:"replay,omitempty"`
+	Stdin  bool `json:"stdin,omitempty"`
+}
+
+// callRequest opens a channelCall; the answer is one callAnswer on it.
+type callRequest struct {
+	Method string          `json:"method"`
+	Params json.RawMessage `json:"params,omitempty"`
+}
+
+type callAnswer struct {
+	Error  *RemoteError    `json:"error,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+}
+
+// The methods of a channelCall.
+const (
+	methodSignal   = "signal"
+	methodStop     = "stop"
+	methodResize   = "resize"
+	methodWait     = "wait"
+	methodStatus   = "status"
+	methodTimeline = "timeline"
+)
+
+type signalParams struct {
+	Signal string `json:"signal"`
+}
+
+type stopParams struct {
+	Signal string        `json:"signal,omitempty"`
+	Grace  time.Duration `json:"grace"`
+}
+
+type resizeParams struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
+}
+
+// Payloads of standard SSH channel requests (RFC 4254 sections 6.7, 6.9, 6.10).
+type (
+	windowChange struct{ Columns, Rows, Width, Height uint32 }
+	signalName   struct{ Name string }
+	exitStatus   struct{ Code uint32 }
+	exitSignal   struct {
+		Name    string
+		Core    bool
+		Message string
+		Lang    string
+	}
+)
+
+// Sentinels for errors.Is on what the guest answers.
+var (
+	// ErrNotRunning: the process has ended or never started.
+	ErrNotRunning = errors.New("the container's process is not running")
+	// ErrInvalid: an argument cannot be right.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrUnsupported: this guest or this container cannot do that.
+	ErrUnsupported = errors.New("not supported")
+)
+
+// RemoteError is an error that the guest answered.
+type RemoteError struct {
+	// Code is "not-running", "invalid", "unsupported" or "failed".
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Error returns the guest's message.
+func (e *RemoteError) Error() string { return "guest: " + e.Message }
+
+// Is matches the sentinel of the error's code.
+func (e *RemoteError) Is(target error) bool {
+	switch e.Code {
+	case "not-running":
+		return target == ErrNotRunning
+	case "invalid":
+		return target == ErrInvalid
+	case "unsupported":
+		return target == ErrUnsupported
+	}
+	return false
+}
+
+func remoteError(err error) *RemoteError {
+	code := "failed"
+	switch {
+	case errors.Is(err, ErrNotRunning):
+		code = "not-running"
+	case errors.Is(err, ErrInvalid):
+		code = "invalid"
+	case errors.Is(err, ErrUnsupported):
+		code = "unsupported"
+	}
+	return &RemoteError{Code: code, Message: truncate(err.Error(), 4096)}
+}
+
+func truncate(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "…"
+	}
+	return s
+}
+
+// decode reads a JSON document of at most maxDocument bytes.
+func decode(what string, b []byte, v any) error {
+	if len(b) > maxDocument {
+		return fmt.Errorf("%w: %s: %d bytes, more than %d", ErrInvalid, what, len(b), maxDocument)
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %s: %v", ErrInvalid, what, err)
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package tether
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// ServerConfig is what a Server serves and to whom.
+type ServerConfig struct {
+	HostKey   ssh.Signer
+	Authority ssh.PublicKey // of the controllers' certificates
+	ID        string        // of the container, a principal
+	Container *Container
+	Output    *Recorder
+	Logger    *slog.Logger // nil discards
+}
+
+// A Server is the guest's side of the protocol. It serves any number of
+// listeners.
+type Server struct {
+	config ServerConfig
+	ssh    *ssh.ServerConfig
+	log    *slog.Logger
+
+	mu        sync.Mutex
+	starting  []net.Conn            // handshakes, oldest first
+	conns     map[net.Conn]struct{} // authenticated
+	open      int                   // attachments, waits and streams that will want the end
+	delivered bool                  // one has got it
+	changed   chan struct{}         // closed and made anew when open or delivered changes
+}
+
+// NewServer checks the configuration.
+func NewServer(c ServerConfig) (*Server, error) {
+	switch {
+	case c.HostKey == nil:
+		return nil, fmt.Errorf("%w: HostKey: missing", ErrInvalid)
+	case c.Authority == nil:
+		return nil, fmt.Errorf("%w: Authority: missing", ErrInvalid)
+	case c.Container == nil:
+		return nil, fmt.Errorf("%w: Container: missing", ErrInvalid)
+	case c.Output == nil:
+		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
+	}
+	s := &Server{config: c, log: c.Logger, conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.ssh = &ssh.ServerConfig{
+		Config:                  algorithms(),
+		MaxAuthTries:            2,
+		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256}, // of the certified keys
+		PublicKeyCallback:       checkController(c.Authority, c.ID, time.Now),
+		ServerVersion:           "SSH-2.0-vic-tether",
+	}
+	s.ssh.AddHostKey(c.HostKey)
+	return s, nil
+}
+
+// Serve accepts connections until ctx ends or the listener fails; it closes
+// the listener and every connection of its own and returns once they are gone.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer func() {
+		cancel()
+		stop()
+		_ = l.Close()
+		wg.Wait()
+	}()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			var tooMany interface{ Temporary() bool }
+			if errors.As(err, &tooMany) && tooMany.Temporary() {
+				// Out of descriptors, say: let some connections end.
+				select {
+				case <-ctx.Done():
+				case <-time.After(100 * time.Millisecond):
+				}
+				continue
+			}
+			return fmt.Errorf("tether: accept: %w", err)
+		}
+		wg.Go(func() { s.ServeConn(ctx, conn) })
+	}
+}
+
+// ServeConn serves one connection until it or ctx ends, and closes it.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	keepAlive(conn)
+	if !s.begin(conn) {
+		return
+	}
+	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
+	if !s.authenticated(conn, err == nil) {
+		if err == nil {
+			err = fmt.Errorf("more than %d connections", maxConnections)
+		}
+		s.log.Warn("controller refused", "from", conn.RemoteAddr(), "reason", err)
+		return
+	}
+	defer s.gone(conn)
+	_ = conn.SetDeadline(time.Time{})
+	c := &serverConn{server: s, conn: sc}
+	c.serve(ctx, channels, requests)
+}
+
+// keepAlive has the kernel find out that a controller's machine is gone. A
+// controller that is only stopped, as by a shell's job control, stays.
+func keepAlive(conn net.Conn) {
+	if t, ok := conn.(*net.TCPConn); ok {
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 15 * time.Second, Count: 6})
+	}
+}
+
+// begin admits a handshake. Where too many are under way the oldest goes, so
+// that silent connections cannot keep controllers out.
+func (s *Server) begin(conn net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.starting) >= maxHandshakes {
+		_ = s.starting[0].Close()
+		s.starting = append(s.starting[:0], s.starting[1:]...)
+	}
+	s.starting = append(s.starting, conn)
+	return true
+}
+
+func (s *Server) authenticated(conn net.Conn, ok bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, c := range s.starting {
+		if c == conn {
+			s.starting = append(s.starting[:i], s.starting[i+1:]...)
+			break
+		}
+	}
+	if !ok || len(s.conns) >= maxConnections {
+		s.touch()
+		return false
+	}
+	s.conns[conn] = struct{}{}
+	return true
+}
+
+func (s *Server) gone(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, conn)
+	s.touch()
+}
+
+// touch wakes Linger. The server is locked.
+func (s *Server) touch() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// wantEnd counts someone who wants to learn the end; done says whether it did.
+func (s *Server) wantEnd() (done func(delivered bool)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open++
+	return func(delivered bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.open--
+		s.delivered = s.delivered || delivered
+		s.touch()
+	}
+}
+
+// Linger waits after the process's end until an attacher has got all of it
+// and no other still takes, or for most, or until ctx ends. It tells whether
+// one has got it.
+func (s *Server) Linger(ctx context.Context, most time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for {
+		s.mu.Lock()
+		delivered, done, changed := s.delivered, s.delivered && s.open == 0, s.changed
+		s.mu.Unlock()
+		if done {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return delivered
+		case <-changed:
+		}
+	}
+}

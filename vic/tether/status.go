@@ -1,0 +1,42 @@
+package tether
+
+import "time"
+
+// State of the main process, as its guest tells it.
+type State string
+
+// The states a guest goes through. A VM that is powered off in state Running
+// or Starting was cut off: its exit code is unknown.
+const (
+	Starting State = "starting" // the guest boots; the tether may be reached already
+	Running  State = "running"
+	Exited   State = "exited" // ExitCode tells how
+	Failed   State = "failed" // the process could not be started; Error says why, ExitCode is 125, 126 or 127
+)
+
+// Status is what a guest says of itself, under StatusKey and, for the end, in
+// /state/status.json of its disk.
+type Status struct {
+	// Version of this document, 1.
+	Version int `json:"version"`
+	// Boot is drawn anew at each boot; with it a controller tells this boot's
+	// status from the last one's.
+	Boot string `json:"boot"`
+	// HostKey is the guest's SSH public key of this boot, in authorized_keys
+	// form. Empty while the tether cannot be reached yet.
+	HostKey string `json:"hostKey,omitempty"`
+	// Addresses at which controllers reach the tether, host:port.
+	Addresses []string `json:"addresses,omitempty"`
+
+	State    State     `json:"state"`
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+	// ExitCode as a shell tells it: the process's own, 128+n where signal n
+	// ended it, 125 where the container could not be set up, 126 where the
+	// program could not be run, 127 where there is none.
+	ExitCode int    `json:"exitCode"`
+	Error    string `json:"error,omitempty"`
+	// OOMKilled tells that the kernel ended a process of the container for
+	// want of memory.
+	OOMKilled bool `json:"oomKilled,omitempty"`
+}
