@@ -1,0 +1,225 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// maxChain bounds a disk's chain of parents. vSphere's own limit is half of it.
+const maxChain = 64
+
+// A link is one disk of a chain.
+type link struct {
+	at   location
+	desc *descriptor
+}
+
+// files returns the link's descriptor and extents.
+func (k link) files() []location {
+	out := []location{k.at}
+	for _, e := range k.desc.extents {
+		out = append(out, location{k.at.store, path.Join(path.Dir(k.at.rel), e.file)})
+	}
+	return out
+}
+
+// openLink reads the descriptor at p and sees that its extents are there.
+func openLink(p location) (link, types.BaseMethodFault) {
+	b, err := p.read(maxDescriptor)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return link{}, fileNotFound(p.String())
+		}
+		return link{}, badDisk(p, err)
+	}
+	d, err := parseDescriptor(b)
+	if err != nil {
+		return link{}, badDisk(p, err)
+	}
+	k := link{p, d}
+	for _, f := range k.files()[1:] {
+		st, err := f.root.Lstat(f.rel)
+		if err != nil {
+			return link{}, fileNotFound(f.String())
+		}
+		if !st.Mode().IsRegular() {
+			return link{}, badDisk(f, errors.New("not a regular file"))
+		}
+	}
+	return k, nil
+}
+
+func badDisk(p location, err error) types.BaseMethodFault {
+	return say(&types.InvalidDiskFormat{}, "%s cannot be used as a disk: %v", p, err)
+}
+
+// openChain reads a disk and its parents, the disk first.
+func (l *Lab) openChain(p location) ([]link, types.BaseMethodFault) {
+	var chain []link
+	seen := map[string]bool{}
+	for {
+		if seen[p.String()] {
+			return nil, badDisk(p, errors.New("it is its own ancestor"))
+		}
+		seen[p.String()] = true
+		k, fault := openLink(p)
+		if fault != nil {
+			return nil, fault
+		}
+		if n := len(chain); n != 0 {
+			child := chain[n-1]
+			if child.desc.parentCID != k.desc.cid {
+				return nil, badDisk(child.at, fmt.Errorf("its parent %s was changed: content ID %08x, not %08x", p, k.desc.cid, child.desc.parentCID))
+			}
+			if child.desc.bytes() != k.desc.bytes() {
+				return nil, badDisk(child.at, fmt.Errorf("its parent %s has another capacity", p))
+			}
+		}
+		chain = append(chain, k)
+		if k.desc.parentCID == noParent {
+			return chain, nil
+		}
+		if len(chain) == maxChain {
+			return nil, badDisk(p, fmt.Errorf("more than %d disks in a chain", maxChain))
+		}
+		if p, fault = l.parentOf(k); fault != nil {
+			return nil, fault
+		}
+	}
+}
+
+// parentOf follows parentFileNameHint: relative to the child's directory, or
+// absolute as ESXi spells it, /vmfs/volumes/DATASTORE/path.
+func (l *Lab) parentOf(k link) (location, types.BaseMethodFault) {
+	hint := k.desc.parentHint
+	if rest, ok := strings.CutPrefix(hint, "/vmfs/volumes/"); ok {
+		ds, rel, _ := strings.Cut(rest, "/")
+		s := l.stores[ds]
+		if s == nil {
+			return location{}, badDisk(k.at, fmt.Errorf("its parent is on datastore %q, which does not exist", ds))
+		}
+		c, err := cleanPath(rel)
+		if err != nil {
+			return location{}, badDisk(k.at, err)
+		}
+		return location{s, c}, nil
+	}
+	if path.IsAbs(hint) {
+		return location{}, badDisk(k.at, fmt.Errorf("parentFileNameHint %q leaves the datastores", hint))
+	}
+	p, err := k.at.parent().join(hint)
+	if err != nil {
+		return location{}, badDisk(k.at, fmt.Errorf("parentFileNameHint %q leaves the datastore", hint))
+	}
+	return p, nil
+}
+
+// hintTo spells the way from a child to its parent.
+func hintTo(child, parent location) string {
+	if child.store != parent.store {
+		return "/vmfs/volumes/" + parent.name + "/" + parent.rel
+	}
+	from, to := strings.Split(path.Dir(child.rel), "/"), strings.Split(parent.rel, "/")
+	if from[0] == "." {
+		from = nil
+	}
+	for len(from) > 0 && len(to) > 1 && from[0] == to[0] {
+		from, to = from[1:], to[1:]
+	}
+	return strings.Repeat("../", len(from)) + strings.Join(to, "/")
+}
+
+// makeDisk makes a disk at p: a child of the disk at parent, or a base of the
+// given capacity where parent is empty.
+func (l *Lab) makeDisk(p location, parent string, bytes int64) types.BaseMethodFault {
+	if !strings.HasSuffix(p.rel, ".vmdk") {
+		return invalidArgument("fileName", "%s does not end in .vmdk", p)
+	}
+	if parent == "" {
+		if err := createBase(p, bytes); err != nil {
+			return diskFault(p, err)
+		}
+		return nil
+	}
+	pp, fault := l.resolve(parent)
+	if fault != nil {
+		return fault
+	}
+	chain, fault := l.openChain(pp)
+	if fault != nil {
+		return fault
+	}
+	if len(chain) == maxChain {
+		return badDisk(pp, fmt.Errorf("a chain of %d disks takes no further child", maxChain))
+	}
+	// A disk that is being written has no content ID that a child could name.
+	if by := l.locks.writer(pp); by != "" {
+		return fileLocked(pp.String(), by)
+	}
+	if err := createChild(p, chain[0].desc, hintTo(p, pp)); err != nil {
+		return diskFault(p, err)
+	}
+	return nil
+}
+
+func diskFault(p location, err error) types.BaseMethodFault {
+	var pe *fs.PathError
+	if errors.As(err, &pe) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+		return fileFault(p.String(), err)
+	}
+	return say(&types.CannotCreateFile{FileFault: types.FileFault{File: p.String()}}, "cannot make the disk %s: %v", p, err)
+}
+
+// deleteDisk removes a disk's descriptor and extents, not its parents. The
+// descriptor goes first: what is left of an interrupted deletion is no disk.
+func (l *Lab) deleteDisk(p location) types.BaseMethodFault {
+	k, fault := openLink(p)
+	if fault != nil {
+		// A disk whose extent is gone, or that no one can read, can still be
+		// cleaned away by its name.
+		if !p.exists() {
+			return fault
+		}
+		k = link{p, &descriptor{}}
+		for _, s := range []string{"-flat.vmdk", "-delta.vmdk"} {
+			f := location{p.store, path.Join(path.Dir(p.rel), stem(p)+s)}
+			if f.exists() {
+				k.desc.extents = append(k.desc.extents, extent{file: path.Base(f.rel)})
+			}
+		}
+	}
+	for _, f := range k.files() {
+		if by := l.locks.holder(f); by != "" {
+			return fileLocked(f.String(), by)
+		}
+	}
+	for _, f := range k.files() {
+		if err := f.root.Remove(f.rel); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fileFault(f.String(), err)
+		}
+	}
+	return nil
+}
+
+// backing describes a chain as the API does: each disk with its Parent.
+func backing(chain []link, ds map[string]*store) *types.VirtualDiskFlatVer2BackingInfo {
+	var out *types.VirtualDiskFlatVer2BackingInfo
+	for i := len(chain) - 1; i >= 0; i-- {
+		k := chain[i]
+		ref := k.at.ref
+		out = &types.VirtualDiskFlatVer2BackingInfo{
+			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: k.at.String(), Datastore: &ref},
+			DiskMode:                     string(types.VirtualDiskModePersistent),
+			ThinProvisioned:              types.NewBool(true),
+			Uuid:                         canonicalUUID(k.desc.uuid),
+			ContentId:                    fmt.Sprintf("%08x", k.desc.cid),
+			Parent:                       out,
+		}
+	}
+	return out
+}

@@ -1,0 +1,265 @@
+package lab
+
+import (
+	"context"
+	"os"
+	"path"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// diskHandler answers the methods of VirtualDiskManager.
+type diskHandler struct{ base }
+
+func (h *diskHandler) CreateVirtualDiskTask(ctx *simulator.Context, req *types.CreateVirtualDisk_Task) soap.HasFault {
+	body := new(methods.CreateVirtualDisk_TaskBody)
+	ref, fault := h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "createVirtualDisk"}, func(context.Context, *task) (types.AnyType, types.BaseMethodFault) {
+		s, ok := req.Spec.(*types.FileBackedVirtualDiskSpec)
+		if !ok {
+			return nil, notSupported("disks other than file-backed ones (spec %T)", req.Spec)
+		}
+		if s.Crypto != nil {
+			return nil, notSupported("encrypted disks")
+		}
+		p, fault := h.lab.resolve(req.Name)
+		if fault != nil {
+			return nil, fault
+		}
+		if s.DiskType != "" && s.DiskType != string(types.VirtualDiskTypeThin) {
+			return nil, notSupported("disks of type %q: disks are thin", s.DiskType)
+		}
+		h.lab.files.Lock()
+		defer h.lab.files.Unlock()
+		return req.Name, h.lab.makeDisk(p, "", s.CapacityKb*1024)
+	})
+	if fault != nil {
+		body.Fault_ = soapFault(fault)
+		return body
+	}
+	body.Res = &types.CreateVirtualDisk_TaskResponse{Returnval: ref}
+	return body
+}
+
+func (h *diskHandler) DeleteVirtualDiskTask(ctx *simulator.Context, req *types.DeleteVirtualDisk_Task) soap.HasFault {
+	body := new(methods.DeleteVirtualDisk_TaskBody)
+	ref, fault := h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "deleteVirtualDisk"}, func(context.Context, *task) (types.AnyType, types.BaseMethodFault) {
+		p, fault := h.lab.resolve(req.Name)
+		if fault != nil {
+			return nil, fault
+		}
+		h.lab.files.Lock()
+		defer h.lab.files.Unlock()
+		return nil, h.lab.deleteDisk(p)
+	})
+	if fault != nil {
+		body.Fault_ = soapFault(fault)
+		return body
+	}
+	body.Res = &types.DeleteVirtualDisk_TaskResponse{Returnval: ref}
+	return body
+}
+
+func (h *diskHandler) MoveVirtualDiskTask(ctx *simulator.Context, req *types.MoveVirtualDisk_Task) soap.HasFault {
+	body := new(methods.MoveVirtualDisk_TaskBody)
+	ref, fault := h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "moveVirtualDisk"}, func(wctx context.Context, t *task) (types.AnyType, types.BaseMethodFault) {
+		if fault := h.lab.copyDisk(wctx, req.SourceName, req.DestName, isTrue(req.Force), true, t.progress); fault != nil {
+			return nil, fault
+		}
+		return req.DestName, nil
+	})
+	if fault != nil {
+		body.Fault_ = soapFault(fault)
+		return body
+	}
+	body.Res = &types.MoveVirtualDisk_TaskResponse{Returnval: ref}
+	return body
+}
+
+func (h *diskHandler) CopyVirtualDiskTask(ctx *simulator.Context, req *types.CopyVirtualDisk_Task) soap.HasFault {
+	body := new(methods.CopyVirtualDisk_TaskBody)
+	ref, fault := h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "copyVirtualDisk", cancelable: true}, func(wctx context.Context, t *task) (types.AnyType, types.BaseMethodFault) {
+		if req.DestSpec != nil {
+			s := req.DestSpec.GetVirtualDiskSpec()
+			if s.DiskType != "" && s.DiskType != string(types.VirtualDiskTypeThin) {
+				return nil, notSupported("copies to disks of type %q: disks are thin", s.DiskType)
+			}
+		}
+		if fault := h.lab.copyDisk(wctx, req.SourceName, req.DestName, isTrue(req.Force), false, t.progress); fault != nil {
+			return nil, fault
+		}
+		return req.DestName, nil
+	})
+	if fault != nil {
+		body.Fault_ = soapFault(fault)
+		return body
+	}
+	body.Res = &types.CopyVirtualDisk_TaskResponse{Returnval: ref}
+	return body
+}
+
+// copyDisk copies or moves a disk without parents, or moves a child disk within
+// its datastore: its extents, and a descriptor that names them anew.
+func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, progress func(int32)) types.BaseMethodFault {
+	src, dst, fault := l.ends(from, to)
+	if fault != nil {
+		return fault
+	}
+	l.files.Lock()
+	defer l.files.Unlock()
+	chain, fault := l.openChain(src)
+	if fault != nil {
+		return fault
+	}
+	if !move && len(chain) > 1 {
+		return notSupported("copying %s, which has a parent: its chain would have to be merged", src)
+	}
+	k := chain[0]
+	for _, f := range k.files() {
+		if by := l.locks.holder(f); by != "" {
+			return fileLocked(f.String(), by)
+		}
+	}
+	if dst.exists() {
+		if !force {
+			return fileExists(to)
+		}
+		if fault := l.deleteDisk(dst); fault != nil {
+			return fault
+		}
+	}
+	d := *k.desc
+	d.extents = nil
+	if len(chain) > 1 {
+		d.parentHint = hintTo(dst, chain[1].at)
+	}
+	if !move {
+		d.cid, d.uuid = newDiskID()
+	}
+	var made []location
+	undo := func() {
+		for _, f := range made {
+			_ = f.root.Remove(f.rel)
+		}
+	}
+	for i, f := range k.files()[1:] {
+		e := k.desc.extents[i]
+		e.file = extentName(dst, e.kind, i, len(k.desc.extents))
+		out := location{dst.store, path.Join(path.Dir(dst.rel), e.file)}
+		if err := copyTree(ctx, f, out, progress); err != nil {
+			undo()
+			if ctx.Err() != nil {
+				return canceled()
+			}
+			return fileFault(to, err)
+		}
+		made = append(made, out)
+		d.extents = append(d.extents, e)
+	}
+	err := dst.create(func(f *os.File) error {
+		_, err := f.Write(d.format())
+		return err
+	})
+	if err != nil {
+		undo()
+		return fileFault(to, err)
+	}
+	if move {
+		return l.deleteDisk(src)
+	}
+	return nil
+}
+
+func extentName(p location, kind string, i, n int) string {
+	suffix := "-flat"
+	if kind == "VMFSSPARSE" {
+		suffix = "-delta"
+	}
+	if n > 1 {
+		suffix += "-" + string(rune('a'+i%26))
+		if i >= 26 {
+			suffix += string(rune('a' + i/26))
+		}
+	}
+	return stem(p) + suffix + ".vmdk"
+}
+
+func (h *diskHandler) ExtendVirtualDiskTask(ctx *simulator.Context, req *types.ExtendVirtualDisk_Task) soap.HasFault {
+	body := new(methods.ExtendVirtualDisk_TaskBody)
+	ref, fault := h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "extendVirtualDisk"}, func(context.Context, *task) (types.AnyType, types.BaseMethodFault) {
+		p, fault := h.lab.resolve(req.Name)
+		if fault != nil {
+			return nil, fault
+		}
+		h.lab.files.Lock()
+		defer h.lab.files.Unlock()
+		return nil, h.lab.extendDisk(p, req.NewCapacityKb*1024)
+	})
+	if fault != nil {
+		body.Fault_ = soapFault(fault)
+		return body
+	}
+	body.Res = &types.ExtendVirtualDisk_TaskResponse{Returnval: ref}
+	return body
+}
+
+// extendDisk makes a thin disk without parents larger. l.files is held.
+func (l *Lab) extendDisk(p location, bytes int64) types.BaseMethodFault {
+	chain, fault := l.openChain(p)
+	if fault != nil {
+		return fault
+	}
+	k := chain[0]
+	switch {
+	case len(chain) > 1 || len(k.desc.extents) != 1:
+		return notSupported("extending %s: it is a child disk or has several extents", p)
+	case bytes < k.desc.bytes():
+		return invalidArgument("newCapacityKb", "%d bytes are less than the disk's %d: disks do not shrink", bytes, k.desc.bytes())
+	case bytes%sector != 0 || bytes > 62<<40:
+		return invalidArgument("newCapacityKb", "%d bytes are not a multiple of 512 up to 62 TiB", bytes)
+	}
+	flat := k.files()[1]
+	if by := l.locks.holder(flat); by != "" {
+		return fileLocked(p.String(), by)
+	}
+	f, err := flat.root.OpenFile(flat.rel, os.O_RDWR, 0)
+	if err == nil {
+		err = f.Truncate(bytes)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+	}
+	if err != nil {
+		return fileFault(p.String(), err)
+	}
+	d := *k.desc
+	d.extents = []extent{{bytes / sector, k.desc.extents[0].kind, k.desc.extents[0].file}}
+	tmp := location{p.store, path.Join(hidden, "desc-"+randomText())}
+	err = tmp.create(func(f *os.File) error {
+		_, err := f.Write(d.format())
+		return err
+	})
+	if err == nil {
+		err = tmp.root.Rename(tmp.rel, p.rel)
+	}
+	if err != nil {
+		return fileFault(p.String(), err)
+	}
+	return nil
+}
+
+func (h *diskHandler) QueryVirtualDiskUuid(_ *simulator.Context, req *types.QueryVirtualDiskUuid) soap.HasFault {
+	body := new(methods.QueryVirtualDiskUuidBody)
+	p, fault := h.lab.resolve(req.Name)
+	if fault == nil {
+		var k link
+		if k, fault = openLink(p); fault == nil {
+			body.Res = &types.QueryVirtualDiskUuidResponse{Returnval: k.desc.uuid}
+			return body
+		}
+	}
+	body.Fault_ = soapFault(fault)
+	return body
+}

@@ -1,0 +1,260 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// unplugTime bounds how long a guest may take to let go of a device.
+const unplugTime = 15 * time.Second
+
+// hotPlug makes one change in a running VM and returns how to undo it. m.power
+// is held. A control plane without QEMU has the locks and nothing else.
+func (l *Lab) hotPlug(ctx context.Context, m *machine, name string, c hotChange) (undo func(), fault types.BaseMethodFault) {
+	switch d := c.dev.(type) {
+	case *types.VirtualDisk:
+		u, fault := l.diskUnit(d, l.controllerOf(m, d), false)
+		if fault != nil {
+			return nil, fault
+		}
+		if c.op == types.VirtualDeviceConfigSpecOperationAdd {
+			return l.plugDisk(ctx, m, name, u)
+		}
+		if c.op == types.VirtualDeviceConfigSpecOperationRemove {
+			return l.unplugDisk(ctx, m, name, u)
+		}
+	case *types.VirtualVmxnet3:
+		switch c.op {
+		case types.VirtualDeviceConfigSpecOperationAdd:
+			return l.plugNIC(ctx, m, d)
+		case types.VirtualDeviceConfigSpecOperationRemove:
+			return l.unplugNIC(ctx, m, d)
+		default:
+			return l.switchNIC(m, d, c.old.(*types.VirtualVmxnet3)), nil
+		}
+	}
+	return func() {}, nil
+}
+
+// controllerOf finds the SCSI controller of a disk by its key: 1000 and the bus.
+func (l *Lab) controllerOf(_ *machine, d *types.VirtualDisk) types.BaseVirtualDevice {
+	c := new(types.ParaVirtualSCSIController)
+	c.Key, c.BusNumber = d.ControllerKey, d.ControllerKey-1000
+	return c
+}
+
+func (l *Lab) plugDisk(ctx context.Context, m *machine, name string, u *diskUnit) (func(), types.BaseMethodFault) {
+	var write, read []location
+	fault := l.withFiles(func() (fault types.BaseMethodFault) {
+		if write, read, fault = u.open(l); fault != nil {
+			return fault
+		}
+		if f, by := l.locks.acquire(name, write, read); f != "" {
+			return fileLocked(f, by)
+		}
+		return nil
+	})
+	if fault != nil {
+		return nil, fault
+	}
+	unlock := func() { l.locks.release(name, write, read) }
+	if q := m.q; q != nil {
+		if err := q.addDisk(ctx, u); err != nil {
+			unlock()
+			return nil, vmConfigFault("%v", err)
+		}
+	}
+	m.write, m.read = append(m.write, write...), append(m.read, read...)
+	return func() {
+		if m.q != nil {
+			// The guest may hold on to the disk; then it stays until power-off,
+			// and so do its locks.
+			c, cancel := context.WithTimeout(context.Background(), unplugTime)
+			defer cancel()
+			if m.q.removeDisk(c, u) != nil {
+				return
+			}
+		}
+		m.forget(write, read)
+		unlock()
+	}, nil
+}
+
+func (l *Lab) unplugDisk(ctx context.Context, m *machine, name string, u *diskUnit) (func(), types.BaseMethodFault) {
+	write, read, fault := u.open(l)
+	if fault != nil {
+		return nil, fault
+	}
+	if q := m.q; q != nil {
+		if err := q.removeDisk(ctx, u); err != nil {
+			return nil, vmConfigFault("%v", err)
+		}
+	}
+	m.forget(write, read)
+	l.locks.release(name, write, read)
+	return func() { _, _ = l.plugDisk(context.Background(), m, name, u) }, nil
+}
+
+// forget takes locked files off the machine's list, once each.
+func (m *machine) forget(write, read []location) {
+	m.write, m.read = without(m.write, write), without(m.read, read)
+}
+
+func without(list, gone []location) []location {
+	n := map[location]int{}
+	for _, g := range gone {
+		n[g]++
+	}
+	var out []location
+	for _, x := range list {
+		if n[x] > 0 {
+			n[x]--
+			continue
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+func (q *qemu) addDisk(ctx context.Context, u *diskUnit) error {
+	n := u.node()
+	if _, err := q.qmp.do(ctx, "blockdev-add", n); err != nil {
+		return err
+	}
+	if _, err := q.qmp.do(ctx, "device_add", u.device()); err != nil {
+		_, _ = q.qmp.do(ctx, "blockdev-del", fields{"node-name": n["node-name"]})
+		return err
+	}
+	return nil
+}
+
+func (q *qemu) removeDisk(ctx context.Context, u *diskUnit) error {
+	if err := q.removeDevice(ctx, fmt.Sprintf("d%d", u.key)); err != nil {
+		return err
+	}
+	_, err := q.qmp.do(ctx, "blockdev-del", fields{"node-name": fmt.Sprintf("n%d", u.key)})
+	return err
+}
+
+// removeDevice asks the guest to let go of a device and waits until it has.
+func (q *qemu) removeDevice(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, unplugTime)
+	defer cancel()
+	hit, forget := q.qmp.expect("DEVICE_DELETED", func(b json.RawMessage) bool {
+		var d struct{ Device string }
+		return json.Unmarshal(b, &d) == nil && d.Device == id
+	})
+	defer forget()
+	if _, err := q.qmp.do(ctx, "device_del", fields{"id": id}); err != nil {
+		return err
+	}
+	select {
+	case <-hit:
+		return nil
+	case <-q.qmp.gone:
+		return errQEMUGone
+	case <-ctx.Done():
+		return errors.New("the guest does not let go of the device")
+	}
+}
+
+func (l *Lab) plugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3) (func(), types.BaseMethodFault) {
+	q := m.q
+	if q == nil {
+		return func() {}, nil
+	}
+	p, f, err := l.plug(n)
+	if err != nil {
+		return nil, vmConfigFault("%v", err)
+	}
+	err = q.addNIC(ctx, n, f)
+	_ = f.Close()
+	if err != nil {
+		p.close()
+		return nil, vmConfigFault("%v", err)
+	}
+	q.mu.Lock()
+	q.ports[n.Key] = p
+	q.mu.Unlock()
+	return func() {
+		c, cancel := context.WithTimeout(context.Background(), unplugTime)
+		defer cancel()
+		_ = q.removeNIC(c, n.Key)
+	}, nil
+}
+
+func (l *Lab) unplugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3) (func(), types.BaseMethodFault) {
+	q := m.q
+	if q == nil {
+		return func() {}, nil
+	}
+	if err := q.removeNIC(ctx, n.Key); err != nil {
+		return nil, vmConfigFault("%v", err)
+	}
+	return func() { _, _ = l.plugNIC(context.Background(), m, n) }, nil
+}
+
+func (q *qemu) addNIC(ctx context.Context, n *types.VirtualVmxnet3, f *os.File) error {
+	id := fmt.Sprintf("net%d", n.Key)
+	if _, err := q.qmp.doFD(ctx, "getfd", fields{"fdname": id}, f); err != nil {
+		return err
+	}
+	if _, err := q.qmp.do(ctx, "netdev_add", fields{"type": "stream", "id": id, "server": false, "addr": fields{"type": "fd", "str": id}}); err != nil {
+		return err
+	}
+	if _, err := q.qmp.do(ctx, "device_add", nicDevice(n)); err != nil {
+		_, _ = q.qmp.do(ctx, "netdev_del", fields{"id": id})
+		return fmt.Errorf("%w (a running VM has room for four more adapters)", err)
+	}
+	return nil
+}
+
+func (q *qemu) removeNIC(ctx context.Context, key int32) error {
+	if err := q.removeDevice(ctx, fmt.Sprintf("e%d", key)); err != nil {
+		return err
+	}
+	_, err := q.qmp.do(ctx, "netdev_del", fields{"id": fmt.Sprintf("net%d", key)})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p := q.ports[key]; p != nil {
+		p.close()
+		delete(q.ports, key)
+	}
+	return err
+}
+
+// switchNIC connects a running NIC to another port group, or pulls or plugs its
+// cable.
+func (l *Lab) switchNIC(m *machine, n, old *types.VirtualVmxnet3) (undo func()) {
+	l.cable(m, n)
+	return func() { l.cable(m, old) }
+}
+
+func (l *Lab) cable(m *machine, n *types.VirtualVmxnet3) {
+	q := m.q
+	if q == nil {
+		return
+	}
+	q.mu.Lock()
+	p := q.ports[n.Key]
+	q.mu.Unlock()
+	b, ok := n.Backing.(*types.VirtualEthernetCardNetworkBackingInfo)
+	if p == nil || !ok {
+		return
+	}
+	up := n.Connectable == nil || n.Connectable.Connected
+	if up {
+		p.connect(l.nets[b.DeviceName].segment)
+	} else {
+		p.connect(nil)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, _ = q.qmp.do(ctx, "set_link", fields{"name": fmt.Sprintf("net%d", n.Key), "up": up})
+}
