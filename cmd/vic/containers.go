@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vicsdk/vic-go/vic/containervm"
+	"github.com/vicsdk/vic-go/vic/engine"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// forEach calls f with each argument and prints those it succeeded for.
+func forEach(c *cli.Context, f func(name string) error) error {
+	var errs []error
+	for _, name := range c.Args().Slice() {
+		if err := f(name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		fmt.Println(name)
+	}
+	return errors.Join(errs...)
+}
+
+func psCommand() *cli.Command {
+	return &cli.Command{
+		Name: "ps", Usage: "list containers",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "those that do not run, too"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only IDs"},
+		},
+		Action: func(c *cli.Context) error {
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				_, infos, err := e.List(ctx)
+				if err != nil {
+					return err
+				}
+				w := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
+				if !c.Bool("quiet") {
+					fmt.Fprintln(w, "CONTAINER ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tIP\tNAME")
+				}
+				for _, i := range infos {
+					if i.State != containervm.Running && !c.Bool("all") {
+						continue
+					}
+					if c.Bool("quiet") {
+						fmt.Fprintln(w, i.ID)
+						continue
+					}
+					fmt.Fprintf(w, "%.12s\t%s\t%.30q\t%s\t%s\t%s\t%s\n", i.ID, i.Image, strings.Join(i.Args, " "), ago(i.Created), status(i), strings.Join(i.IPs, ","), i.Name)
+				}
+				return w.Flush()
+			})
+		},
+	}
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "?"
+	}
+	d := time.Since(t).Round(time.Second)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+}
+
+func status(i containervm.Info) string {
+	switch {
+	case i.State == containervm.Exited && i.Known:
+		return fmt.Sprintf("exited (%d) %s", i.ExitCode, ago(i.Finished))
+	case i.State == containervm.Exited:
+		return "exited (code unknown)"
+	}
+	return string(i.State)
+}
+
+func logsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "logs", Usage: "print what a container wrote", ArgsUsage: "CONTAINER",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on until it ends"},
+			&cli.IntFlag{Name: "tail", Aliases: []string{"n"}, Usage: "only the last `LINES`", Value: -1},
+			&cli.BoolFlag{Name: "timestamps", Aliases: []string{"t"}, Usage: "begin each line with its time"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c, 1, 1); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				vm, _, err := e.Find(ctx, c.Args().First())
+				if err != nil {
+					return err
+				}
+				o := tether.LogOptions{Follow: c.Bool("follow")}
+				if n := c.Int("tail"); n >= 0 {
+					if n == 0 && !o.Follow {
+						return nil
+					}
+					o.Tail = n
+				}
+				return vm.Logs(ctx, o, func(l tether.LogEntry) error {
+					w := os.Stdout
+					if l.Stream == tether.Stderr {
+						w = os.Stderr
+					}
+					if c.Bool("timestamps") {
+						if _, err := fmt.Fprint(w, l.Time.Format(time.RFC3339Nano), " "); err != nil {
+							return err
+						}
+					}
+					_, err := w.Write(l.Data)
+					return err
+				})
+			})
+		},
+	}
+}
+
+func stopCommand() *cli.Command {
+	return &cli.Command{
+		Name: "stop", Usage: "end containers: their stop signal, then SIGKILL", ArgsUsage: "CONTAINER…",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Usage: "`SECONDS` before SIGKILL (default: the container's own, else 10)", Value: -1},
+			&cli.StringFlag{Name: "signal", Aliases: []string{"s"}, Usage: "`SIGNAL` in place of the container's"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c, 1, -1); err != nil {
+				return err
+			}
+			o := &containervm.StopOptions{Signal: c.String("signal")}
+			if n := c.Int("time"); n >= 0 {
+				d := time.Duration(n) * time.Second
+				o.Grace = &d
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				return forEach(c, func(name string) error {
+					vm, _, err := e.Find(ctx, name)
+					if err != nil {
+						return err
+					}
+					return vm.Stop(ctx, o)
+				})
+			})
+		},
+	}
+}
+
+func rmCommand() *cli.Command {
+	return &cli.Command{
+		Name: "rm", Usage: "delete containers", ArgsUsage: "CONTAINER…",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "running ones, too"}},
+		Action: func(c *cli.Context) error {
+			if err := args(c, 1, -1); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				return forEach(c, func(name string) error {
+					vm, _, err := e.Find(ctx, name)
+					if err != nil {
+						return err
+					}
+					return vm.Delete(ctx, c.Bool("force"))
+				})
+			})
+		},
+	}
+}

@@ -1,0 +1,372 @@
+package containervm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// An Attachment carries the streams of a container's main process from its
+// start to its end.
+type Attachment struct {
+	vm      *VM
+	streams tether.Streams
+	stale   string // the boot that was the last one when the VM was off
+	wasOff  bool
+	kick    chan struct{}
+	cancel  context.CancelFunc
+	done    chan struct{}
+	exit    tether.Exit
+	err     error
+	out     counter
+	errOut  counter
+
+	mu            sync.Mutex
+	live          *tether.Attachment
+	rows, columns uint16
+}
+
+// Attach carries everything the main process writes, from its start on, and
+// brings it a standard input. It may be called before Start, so that nothing
+// is missed, and returns at once: the guest is reached when it can be. Where
+// the process ends before that, its output is read from its disk. A connection
+// that is lost is made again, without loss and without repetition, unless
+// Streams has a Stdin, whose bytes under way cannot be told from lost ones.
+//
+// Of one VM value only one Attachment that is waiting for Start is told of it.
+// ctx bounds the call, not the attachment; Detach ends that and leaves the
+// process as it is.
+func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) {
+	info, err := v.Inspect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := v.signer(); err != nil {
+		return nil, fault.Wrap("attach to container", v.Ref(), err)
+	}
+	a := &Attachment{
+		vm: v, streams: s, kick: make(chan struct{}, 1), done: make(chan struct{}),
+		out: counter{w: s.Stdout}, errOut: counter{w: s.Stderr},
+	}
+	if info.State != Running {
+		a.wasOff, a.stale = true, info.status.Boot
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	a.cancel = cancel
+	v.starts.add(a.kick)
+	go func() {
+		defer close(a.done)
+		defer cancel()
+		defer v.starts.remove(a.kick)
+		a.exit, a.err = a.run(run)
+	}()
+	return a, nil
+}
+
+// starts are the attachments that wait for a VM's start.
+type starts struct {
+	mu sync.Mutex
+	m  map[chan struct{}]struct{}
+}
+
+func (s *starts) add(c chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = map[chan struct{}]struct{}{}
+	}
+	s.m[c] = struct{}{}
+}
+
+func (s *starts) remove(c chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m, c)
+}
+
+func (s *starts) tell() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.m {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Wait returns after the process's end and all of its output, or after Detach,
+// which is tether.ErrDetached. An error means that the outcome, or part of the
+// output, is not known.
+func (a *Attachment) Wait() (tether.Exit, error) {
+	<-a.done
+	return a.exit, a.err
+}
+
+// Done is closed when Wait would not wait.
+func (a *Attachment) Done() <-chan struct{} { return a.done }
+
+// Detach ends the attachment and leaves the process running.
+func (a *Attachment) Detach() {
+	a.cancel()
+	<-a.done
+}
+
+// Resize sets the size of the process's terminal in characters, now or when
+// the guest is reached.
+func (a *Attachment) Resize(rows, columns uint16) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.rows, a.columns = rows, columns
+	if a.live == nil {
+		return nil
+	}
+	return a.live.Resize(rows, columns)
+}
+
+// outcome of waiting for the guest.
+type outcome struct {
+	status tether.Status
+	off    bool
+}
+
+func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
+	const op = "attach to container"
+	failed := map[string]int{} // tries by boot
+	for {
+		o, err := a.await(ctx)
+		if err == nil && o.off {
+			return a.fromDisk(ctx)
+		}
+		var exit tether.Exit
+		if err == nil {
+			var connected bool
+			connected, exit, err = a.session(ctx, o.status)
+			if connected && err == nil {
+				return exit, nil
+			}
+			if errors.Is(err, tether.ErrDetached) || errors.As(err, new(*writeError)) {
+				return exit, err
+			}
+			if connected && a.streams.Stdin != nil {
+				if info, e := a.vm.Inspect(ctx); e != nil || info.State == Running {
+					return exit, fault.Wrap(op, a.vm.Ref(), fault.As(vic.ErrUnavailable, fmt.Errorf("the connection was lost, and with it perhaps a part of the input: %w", err)))
+				}
+			}
+			if connected {
+				failed[o.status.Boot] = 0
+			}
+			failed[o.status.Boot]++
+		}
+		switch {
+		case ctx.Err() != nil:
+			return exit, tether.ErrDetached
+		case o.status.Boot == "":
+			return exit, fault.Wrap(op, a.vm.Ref(), err)
+		case failed[o.status.Boot] > maxTries:
+			return exit, fault.Wrap(op, a.vm.Ref(), err)
+		}
+		a.vm.c.Logger().Debug("trying again to reach the guest", "container", a.vm.name, "reason", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(failed[o.status.Boot]) * 100 * time.Millisecond):
+		}
+	}
+}
+
+// maxTries bounds how often one boot of a guest is dialled in vain; pauses add
+// up to a minute.
+const maxTries = 34
+
+// await returns when the guest of the boot that counts can be dialled, or has
+// powered off.
+func (a *Attachment) await(ctx context.Context) (outcome, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var o outcome
+	seenOn := !a.wasOff
+	found := false
+	judge := func(s snapshot) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		fresh := s.status.Boot != "" && (!a.wasOff || s.status.Boot != a.stale)
+		switch {
+		case found:
+		case s.power == types.VirtualMachinePowerStatePoweredOn:
+			seenOn = true
+			if fresh && s.status.HostKey != "" && len(s.status.Addresses) > 0 {
+				o.status, found = s.status, true
+			}
+		case s.power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
+			o.off, found = true, true
+		}
+		return found
+	}
+	// A start and an end between two updates would go unseen: after a start
+	// that this VM value made, look.
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.kick:
+		}
+		info, err := a.vm.Inspect(ctx)
+		if err == nil && info.State != Running {
+			mu.Lock()
+			if !found {
+				o.off, found = true, true
+			}
+			mu.Unlock()
+			cancel()
+		}
+	})
+	err := a.vm.until(ctx, judge)
+	cancel()
+	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	if found {
+		return o, nil
+	}
+	return o, err
+}
+
+// session attaches over the network and reports whether the guest was reached.
+func (a *Attachment) session(ctx context.Context, st tether.Status) (connected bool, exit tether.Exit, err error) {
+	t, err := a.vm.dial(ctx, st)
+	if err != nil {
+		return false, exit, err
+	}
+	defer t.Close()
+	// The guest replays from the process's start: skip what was written.
+	s := a.streams
+	out, errOut := a.out.resume(), a.errOut.resume()
+	s.Stdout, s.Stderr = out, errOut
+	if s.Stdin != nil {
+		in := &gate{r: s.Stdin, stop: make(chan struct{})}
+		defer in.close()
+		s.Stdin = in
+	}
+	live, err := t.Attach(ctx, tether.AttachOptions{Streams: s, Replay: true})
+	if err != nil {
+		return false, exit, err
+	}
+	a.mu.Lock()
+	a.live = live
+	rows, columns := a.rows, a.columns
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		a.live = nil
+		a.mu.Unlock()
+	}()
+	if rows > 0 && columns > 0 {
+		_ = live.Resize(rows, columns)
+	}
+	select {
+	case <-live.Done():
+	case <-ctx.Done():
+		return true, exit, tether.ErrDetached
+	}
+	exit, err = live.Wait()
+	if w := errors.Join(out.failed, errOut.failed); w != nil {
+		err = &writeError{w}
+	}
+	return true, exit, err
+}
+
+// fromDisk completes the output of a container that is off from its log, and
+// the outcome from what the guest left.
+func (a *Attachment) fromDisk(ctx context.Context) (tether.Exit, error) {
+	const op = "attach to container"
+	info, err := a.vm.Inspect(ctx)
+	if err != nil {
+		return tether.Exit{}, err
+	}
+	exit := tether.Exit{Code: info.ExitCode, OOMKilled: info.OOMKilled, Error: info.Error}
+	if !info.Known {
+		err = fault.Wrap(op, a.vm.Ref(), fault.Of(vic.ErrUnknownOutcome, "the VM was powered off before its guest wrote down how the process ended"))
+	}
+	if !info.Started.IsZero() {
+		out, errOut := a.out.resume(), a.errOut.resume()
+		e := a.vm.diskLogs(ctx, tether.LogOptions{Since: info.Started}, func(l tether.LogEntry) error {
+			w := out
+			if l.Stream == tether.Stderr {
+				w = errOut
+			}
+			_, err := w.Write(l.Data)
+			return err
+		})
+		if e != nil {
+			err = errors.Join(err, fault.Wrap(op, a.vm.Ref(), fmt.Errorf("the rest of the output: %w", e)))
+		}
+	}
+	return exit, err
+}
+
+// counter counts what went to a stream, so that a replay can skip it.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) resume() *resumed { return &resumed{c: c, skip: c.n} }
+
+// resumed drops the bytes that were written before.
+type resumed struct {
+	c      *counter
+	skip   int64
+	failed error
+}
+
+func (r *resumed) Write(p []byte) (int, error) {
+	total := len(p)
+	n := min(r.skip, int64(len(p)))
+	r.skip -= n
+	p = p[n:]
+	if len(p) == 0 || r.c.w == nil {
+		r.c.n += int64(len(p))
+		return total, nil
+	}
+	m, err := r.c.w.Write(p)
+	r.c.n += int64(m)
+	if err != nil {
+		r.failed = err
+		return int(n) + m, err
+	}
+	return total, nil
+}
+
+type writeError struct{ err error }
+
+func (w *writeError) Error() string { return "write output: " + w.err.Error() }
+func (w *writeError) Unwrap() error { return w.err }
+
+// gate stops passing a reader's bytes on once closed, so that a session that
+// has ended takes none from the next.
+type gate struct {
+	r    io.Reader
+	stop chan struct{}
+}
+
+func (g *gate) Read(p []byte) (int, error) {
+	select {
+	case <-g.stop:
+		return 0, io.ErrClosedPipe
+	default:
+	}
+	return g.r.Read(p)
+}
+
+func (g *gate) close() { close(g.stop) }

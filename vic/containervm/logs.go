@@ -1,0 +1,118 @@
+package containervm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/chain"
+	"github.com/vicsdk/vic-go/internal/ext4"
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// Logs calls f with the entries of the container's log, oldest first: through
+// the tether while it runs, from its disk when it is off. With Follow it goes
+// on until the process ends. An error of f ends it and is returned.
+func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
+	const op = "read logs of container"
+	info, err := v.Inspect(ctx)
+	if err != nil {
+		return err
+	}
+	if info.State != Running {
+		if info.State == Created {
+			return nil
+		}
+		return fault.Wrap(op, v.Ref(), v.diskLogs(ctx, o, f))
+	}
+	t, err := v.dial(ctx, info.status)
+	if err != nil {
+		return fault.Wrap(op, v.Ref(), err)
+	}
+	defer t.Close()
+	r, err := t.Logs(ctx, o)
+	if err != nil {
+		return fault.Wrap(op, v.Ref(), err)
+	}
+	defer r.Close()
+	return fault.Wrap(op, v.Ref(), each(r, f))
+}
+
+func each(r *tether.LogReader, f func(tether.LogEntry) error) error {
+	for {
+		e, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = f(e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// diskLogs reads the log of a container that is off.
+func (v *VM) diskLogs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
+	d, err := v.openDisk(ctx)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	root, err := ext4.Open(d, d.Size())
+	if err != nil {
+		return fmt.Errorf("the container's filesystem: %w", err)
+	}
+	l, err := root.OpenFile(tether.LogPath)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("%s: %w", tether.LogPath, err)
+	}
+	o.Follow = false
+	r, err := tether.SelectLog(l, l.Info().Size, o)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return each(r, f)
+}
+
+// openDisk opens the root disk's chain for reading.
+func (v *VM) openDisk(ctx context.Context) (*chain.Disk, error) {
+	var m mo.VirtualMachine
+	if err := vsphere.Properties(ctx, v.c.Vim(), v.ref, []string{"config.hardware.device"}, &m); err != nil {
+		return nil, err
+	}
+	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
+		disk := d.(*types.VirtualDisk)
+		b, ok := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo)
+		if disk.UnitNumber == nil || *disk.UnitNumber != 0 || !ok {
+			continue
+		}
+		ds, p, err := vsphere.SplitPath(b.GetVirtualDeviceFileBackingInfo().FileName)
+		if err != nil {
+			return nil, err
+		}
+		if ds != v.owner.Datastore.Name {
+			return nil, fault.Of(vic.ErrUnsupported, "the root disk was moved to datastore %q, away from the VCH's", ds)
+		}
+		files := v.files()
+		return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
+			return files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+		})
+	}
+	return nil, fault.Of(vic.ErrNotFound, "the VM has no root disk")
+}

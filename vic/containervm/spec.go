@@ -1,0 +1,206 @@
+// Package containervm makes, opens, lists, starts, attaches to, stops and
+// deletes container VMs: VMs that boot the bootstrap ISO and run one process
+// of an image on a disk that is a child of the image's.
+//
+// What a container is lives in its VM: name, identity, configuration and last
+// known outcome are the VM's own properties. Nothing is kept by this package,
+// so any process may go on where another was ended.
+package containervm
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"path"
+	"regexp"
+	"strings"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// A Spec says what a container VM is to be. It is inert data.
+type Spec struct {
+	// ID makes Create idempotent. Empty draws one. 64 hexadecimal digits.
+	ID string
+	// Owner is the VCH (see vch.VCH.Owner).
+	Owner vic.Owner
+	// Name, unique in the VCH: vSphere itself refuses a second VM of a name in
+	// a folder. Letters, digits, '-', '_' and '.', at most 63.
+	Name string
+	// Root is the image's top disk; the container gets a child of it.
+	Root vic.Disk
+	// Image is the image's configuration, and ImageName what people call it.
+	Image     ocispec.ImageConfig
+	ImageName string
+
+	// Entrypoint replaces the image's where it is not nil; then the image's
+	// command is not used either. Args replaces the image's command where it
+	// is not nil.
+	Entrypoint []string
+	Args       []string
+	// Env is added to the image's; a variable named in both has this value.
+	Env []string
+	// Dir and User replace the image's where they are not empty.
+	Dir, User string
+	// Hostname defaults to the first twelve digits of the ID.
+	Hostname string
+
+	TTY           bool
+	Rows, Columns uint16
+	OpenStdin     bool
+	StdinOnce     bool
+	// AwaitAttach is for containers that somebody is about to attach to: see
+	// tether.Config. At most a minute.
+	AwaitAttach time.Duration
+
+	// StopSignal replaces the image's where it is not empty; StopTimeout is
+	// the grace before SIGKILL (zero: ten seconds).
+	StopSignal  string
+	StopTimeout time.Duration
+
+	// CPUs and MemoryMB default to the owner's.
+	CPUs     int32
+	MemoryMB int64
+	// NICs; nil gives one of the owner's kind. An empty slice that is not nil
+	// is vic.ErrUnsupported: controllers reach the guest over its network.
+	NICs []vic.NIC
+}
+
+var (
+	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+	idRE   = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// NewID draws a container ID.
+func NewID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// complete checks the spec and fills in its defaults.
+func (s *Spec) complete() error {
+	if s.ID == "" {
+		s.ID = NewID()
+	}
+	if s.CPUs == 0 {
+		s.CPUs = s.Owner.CPUs
+	}
+	if s.MemoryMB == 0 {
+		s.MemoryMB = s.Owner.MemoryMB
+	}
+	if s.NICs == nil {
+		s.NICs = []vic.NIC{s.Owner.NIC}
+	}
+	if s.Hostname == "" {
+		s.Hostname = s.ID[:min(12, len(s.ID))]
+	}
+	switch {
+	case !idRE.MatchString(s.ID):
+		return fault.Of(vic.ErrInvalid, "ID %q: want 64 hexadecimal digits in lower case", s.ID)
+	case !nameRE.MatchString(s.Name):
+		return fault.Of(vic.ErrInvalid, "Name %q: want at most 63 letters, digits, '-', '_' or '.', beginning with a letter or digit", s.Name)
+	case s.Owner.ID == "" || s.Owner.Folder.ID == "" || s.Owner.Pool.ID == "":
+		return fault.Of(vic.ErrInvalid, "Owner: incomplete; take it from an open VCH")
+	case s.Root.Path == "" || s.Root.Bytes <= 0:
+		return fault.Of(vic.ErrInvalid, "Root: no disk; take it from an image of the VCH's store")
+	case s.CPUs < 1 || s.CPUs > 128:
+		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", s.CPUs)
+	case s.MemoryMB < 64:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", s.MemoryMB)
+	case s.MemoryMB%4 != 0:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: vSphere wants a multiple of 4", s.MemoryMB)
+	case len(s.NICs) == 0:
+		return fault.Of(vic.ErrUnsupported, "NICs: none: controllers reach the guest over its network, and no other carrier is there yet")
+	case len(s.NICs) > 10:
+		return fault.Of(vic.ErrInvalid, "NICs: %d: vSphere takes at most 10", len(s.NICs))
+	}
+	s.NICs = append([]vic.NIC(nil), s.NICs...)
+	for i := range s.NICs {
+		if s.NICs[i].Network.ID == "" {
+			return fault.Of(vic.ErrInvalid, "NICs[%d]: names no port group", i)
+		}
+		if s.NICs[i].MAC == "" {
+			s.NICs[i].MAC = newMAC()
+		}
+	}
+	return nil
+}
+
+// newMAC draws a locally administered address. The MAC is in the guest's
+// configuration before the VM exists, so vSphere cannot draw it; outside
+// VMware's own ranges vSphere takes any.
+func newMAC() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[0] = b[0]&^1 | 2
+	return net.HardwareAddr(b[:]).String()
+}
+
+// config makes the document that the guest reads.
+func (s *Spec) config() (*tether.Config, error) {
+	img := s.Image
+	entry, args := img.Entrypoint, img.Cmd
+	if s.Entrypoint != nil {
+		entry, args = s.Entrypoint, nil
+	}
+	if s.Args != nil {
+		args = s.Args
+	}
+	c := &tether.Config{
+		Version: 1, ID: s.ID, Authority: s.Owner.Authority,
+		Root: tether.Disk{Unit: 0},
+		Process: tether.Process{
+			Args: append(append([]string{}, entry...), args...),
+			Env:  mergeEnv(img.Env, s.Env),
+			Dir:  first(s.Dir, img.WorkingDir), User: first(s.User, img.User),
+			TTY: s.TTY, Rows: s.Rows, Columns: s.Columns,
+			OpenStdin: s.OpenStdin, StdinOnce: s.StdinOnce,
+		},
+		Hostname:    s.Hostname,
+		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
+		AwaitAttach: s.AwaitAttach,
+	}
+	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
+		c.Process.Dir = "/" + d
+	}
+	for _, n := range s.NICs {
+		c.NICs = append(c.NICs, tether.NIC{MAC: n.MAC, Address: n.Address, Gateway: n.Gateway})
+		c.DNS = append(c.DNS, n.DNS...)
+	}
+	if err := c.Validate(); err != nil {
+		return nil, fault.As(vic.ErrInvalid, fmt.Errorf("container configuration: %w", err))
+	}
+	return c, nil
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// mergeEnv lets later settings of a variable replace earlier ones in place.
+func mergeEnv(lists ...[]string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, l := range lists {
+		for _, kv := range l {
+			k, _, _ := strings.Cut(kv, "=")
+			if i, ok := at[k]; ok {
+				out[i] = kv
+				continue
+			}
+			at[k] = len(out)
+			out = append(out, kv)
+		}
+	}
+	return out
+}

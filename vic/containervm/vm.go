@@ -1,0 +1,243 @@
+package containervm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// A VM is a container VM that exists. It holds no state of the container, only
+// its identity and what waits for its start; methods ask vSphere. They may be called by several goroutines.
+type VM struct {
+	c     *vic.Client
+	ref   types.ManagedObjectReference
+	id    string
+	name  string
+	owner vic.Owner
+
+	starts starts
+}
+
+// A State is what a container is doing.
+type State string
+
+// The states of a container.
+const (
+	// Created: never started.
+	Created State = "created"
+	// Running: powered on.
+	Running State = "running"
+	// Exited: powered off after it ran.
+	Exited State = "exited"
+	// Suspended by an administrator.
+	Suspended State = "suspended"
+)
+
+// Info is what vSphere tells of a container. What comes from the guest
+// (ExitCode, Started, Finished, Error, Addresses) is the guest's claim.
+type Info struct {
+	Ref   vic.Ref
+	ID    string
+	Name  string
+	Image string
+	// Args is the command line of the main process.
+	Args    []string
+	TTY     bool
+	Created time.Time
+	State   State
+	// Started and Finished are zero where that has not happened.
+	Started, Finished time.Time
+	// ExitCode counts where State is Exited and Known is true: the VM of a
+	// container that was powered off from outside ended without one.
+	ExitCode  int
+	Known     bool
+	OOMKilled bool
+	// Error is why the process could not be started.
+	Error string
+	// IPs are the guest's addresses.
+	IPs []string
+
+	status tether.Status
+}
+
+var infoProps = []string{"name", "runtime.powerState", "config.extraConfig", "guest.ipAddress"}
+
+// Open looks a container up by its ID. One that is not of the owner is
+// vic.ErrNotFound.
+func Open(ctx context.Context, c *vic.Client, owner vic.Owner, id string) (*VM, error) {
+	const op = "open container"
+	ref := vic.Ref{Kind: "vm", ID: id}
+	if !idRE.MatchString(id) {
+		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "a container ID has 64 hexadecimal digits"))
+	}
+	o, err := object.NewSearchIndex(c.Vim()).FindByUuid(ctx, nil, instanceUUID(id), true, types.NewBool(true))
+	if err != nil {
+		return nil, fault.Wrap(op, ref, vsphere.Judge(err))
+	}
+	if o == nil {
+		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrNotFound, "no VM has its UUID"))
+	}
+	vm := &VM{c: c, ref: o.Reference(), id: id, owner: owner}
+	info, owned, err := vm.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if owned != owner.ID || info.ID != id {
+		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrNotFound, "the VM of its UUID is not a container of VCH %s", owner.Name))
+	}
+	vm.name = info.Name
+	return vm, nil
+}
+
+// List returns all containers of a VCH in one round trip, and what is known of
+// each, in the order vSphere gives.
+func List(ctx context.Context, c *vic.Client, owner vic.Owner) ([]*VM, []Info, error) {
+	folder := types.ManagedObjectReference{Type: "Folder", Value: owner.Folder.ID}
+	all, err := vsphere.Children[mo.VirtualMachine](ctx, c.Vim(), folder, "VirtualMachine", infoProps)
+	if err != nil {
+		return nil, nil, fault.Wrap("list containers", owner.Folder, err)
+	}
+	var vms []*VM
+	var infos []Info
+	for i := range all {
+		info, owned := describe(&all[i])
+		if owned != owner.ID || info.ID == "" {
+			continue
+		}
+		vms = append(vms, &VM{c: c, ref: all[i].Self, id: info.ID, name: info.Name, owner: owner})
+		infos = append(infos, info)
+	}
+	return vms, infos, nil
+}
+
+// Find looks a container up by name, by ID, or by the beginning of an ID. What
+// fits several containers is vic.ErrInvalid.
+func Find(ctx context.Context, c *vic.Client, owner vic.Owner, name string) (*VM, Info, error) {
+	ref := vic.Ref{Kind: "vm", Name: name}
+	vms, infos, err := List(ctx, c, owner)
+	if err != nil {
+		return nil, Info{}, err
+	}
+	found := -1
+	for i, info := range infos {
+		if info.Name == name || info.ID == name {
+			return vms[i], info, nil
+		}
+		if len(name) > 0 && strings.HasPrefix(info.ID, name) {
+			if found >= 0 {
+				return nil, Info{}, fault.Wrap("find container", ref, fault.Of(vic.ErrInvalid, "several IDs begin with it"))
+			}
+			found = i
+		}
+	}
+	if found < 0 {
+		return nil, Info{}, fault.Wrap("find container", ref, fault.Of(vic.ErrNotFound, "VCH %s has no such container", owner.Name))
+	}
+	return vms[found], infos[found], nil
+}
+
+// ID is the container's.
+func (v *VM) ID() string { return v.id }
+
+// Name of the container and of its VM.
+func (v *VM) Name() string { return v.name }
+
+// Ref names the VM in vSphere.
+func (v *VM) Ref() vic.Ref { return vic.Ref{Kind: "vm", ID: v.ref.Value, Name: v.name} }
+
+// Inspect reads the container's state.
+func (v *VM) Inspect(ctx context.Context) (Info, error) {
+	info, _, err := v.read(ctx)
+	return info, err
+}
+
+func (v *VM) read(ctx context.Context) (Info, string, error) {
+	var m mo.VirtualMachine
+	if err := vsphere.Properties(ctx, v.c.Vim(), v.ref, infoProps, &m); err != nil {
+		return Info{}, "", fault.Wrap("inspect container", v.Ref(), err)
+	}
+	m.Self = v.ref
+	info, owned := describe(&m)
+	return info, owned, nil
+}
+
+// describe makes an Info of a VM's properties.
+func describe(m *mo.VirtualMachine) (info Info, owner string) {
+	info = Info{Ref: vic.Ref{Kind: "vm", ID: m.Self.Value, Name: m.Name}, Name: m.Name}
+	if m.Config == nil {
+		return info, ""
+	}
+	for _, o := range m.Config.ExtraConfig {
+		kv := o.GetOptionValue()
+		s, _ := kv.Value.(string)
+		switch kv.Key {
+		case keyID:
+			info.ID = s
+		case keyOwner:
+			owner = s
+		case keyImage:
+			info.Image = s
+		case keyCreated:
+			info.Created, _ = time.Parse(time.RFC3339Nano, s)
+		case tether.ConfigKey:
+			var cfg tether.Config
+			if json.Unmarshal([]byte(s), &cfg) == nil {
+				info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
+			}
+		case tether.StatusKey:
+			info.status = parseStatus(s)
+		}
+	}
+	if m.Guest != nil && m.Guest.IpAddress != "" {
+		info.IPs = []string{m.Guest.IpAddress}
+	}
+	info.judge(m.Runtime.PowerState)
+	return info, owner
+}
+
+// parseStatus reads what a guest wrote; what is no status counts as none.
+func parseStatus(s string) tether.Status {
+	var st tether.Status
+	if len(s) > 64<<10 || json.Unmarshal([]byte(s), &st) != nil || st.Version != 1 {
+		return tether.Status{}
+	}
+	return st
+}
+
+func (i *Info) judge(power types.VirtualMachinePowerState) {
+	st := i.status
+	i.Started, i.Error, i.OOMKilled = st.Started, st.Error, st.OOMKilled
+	switch power {
+	case types.VirtualMachinePowerStatePoweredOn:
+		i.State, i.Error, i.OOMKilled = Running, "", false
+		if st.State != tether.Running {
+			i.Started = time.Time{}
+		}
+		return
+	case types.VirtualMachinePowerStateSuspended:
+		i.State = Suspended
+		return
+	}
+	i.IPs = nil
+	switch st.State {
+	case "":
+		i.State = Created
+	case tether.Exited, tether.Failed:
+		i.State, i.Known, i.ExitCode, i.Finished = Exited, true, st.ExitCode, st.Finished
+	default:
+		i.State = Exited
+	}
+}
+
+func isNotFound(err error) bool { return errors.Is(err, vic.ErrNotFound) }

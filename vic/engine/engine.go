@@ -1,0 +1,199 @@
+// Package engine composes the packages of this module into whole operations:
+// a VCH by the names of things, an image by its name, a container pulled for,
+// made, attached to, waited for and removed in one call.
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/go-multierror"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/containervm"
+	"github.com/vicsdk/vic-go/vic/imagestore"
+	"github.com/vicsdk/vic-go/vic/network"
+	"github.com/vicsdk/vic-go/vic/registry"
+	"github.com/vicsdk/vic-go/vic/vch"
+)
+
+// An Engine runs containers in one VCH. Its methods may be called by several
+// goroutines. It holds nothing that must be closed.
+type Engine struct {
+	c      *vic.Client
+	host   *vch.VCH
+	images *imagestore.Store
+	reg    func(registry.Name) *registry.Options
+}
+
+// Options of an engine; nil means all defaults.
+type Options struct {
+	// Registry gives the way to a registry, or nil for the default way.
+	Registry func(registry.Name) *registry.Options
+	// Images are the image store's options.
+	Images *imagestore.Options
+}
+
+// VCHSpec is a vch.Spec with a port group by its name.
+type VCHSpec struct {
+	vch.Spec
+	// Network is the port group of the containers, by name or inventory path.
+	Network string
+}
+
+// CreateVCH makes a VCH whose containers are on a port group that is named.
+func CreateVCH(ctx context.Context, c *vic.Client, s VCHSpec, o vch.Options) (*vch.VCH, error) {
+	pg, err := network.Open(ctx, c, s.Network)
+	if err != nil {
+		return nil, err
+	}
+	s.NIC, err = pg.NIC(network.NICOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return vch.Create(ctx, c, s.Spec, o)
+}
+
+// DeleteOptions say what goes with a VCH; the zero value is nothing.
+type DeleteOptions struct {
+	// Force deletes the VCH's containers first, running ones too. Without it
+	// a VCH that has some is vic.ErrInUse.
+	Force bool
+	// Images deletes the images of the VCH's store first. One that another
+	// VCH's container uses is vic.ErrInUse.
+	Images bool
+}
+
+// DeleteVCH deletes a VCH. One that is not there is no error.
+func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions) error {
+	if o.Force || o.Images {
+		host, err := vch.Open(ctx, c, name)
+		switch {
+		case errors.Is(err, vic.ErrNotFound):
+			return nil
+		case errors.Is(err, vic.ErrState): // half-made or half-deleted: nothing runs in it
+		case err != nil:
+			return err
+		default:
+			if err := empty(ctx, c, host, o); err != nil {
+				return err
+			}
+		}
+	}
+	return vch.Delete(ctx, c, name)
+}
+
+func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) error {
+	if o.Force {
+		if err := deleteContainers(ctx, c, host.Owner()); err != nil {
+			return err
+		}
+	}
+	if !o.Images {
+		return nil
+	}
+	s, err := imagestore.Open(ctx, c, host.Images(), nil)
+	if err != nil {
+		return err
+	}
+	all, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	var errs *multierror.Error
+	for _, i := range all {
+		errs = multierror.Append(errs, s.Delete(ctx, i.Name()))
+	}
+	return errs.ErrorOrNil()
+}
+
+func deleteContainers(ctx context.Context, c *vic.Client, o vic.Owner) error {
+	vms, _, err := containervm.List(ctx, c, o)
+	if err != nil {
+		return err
+	}
+	var errs *multierror.Error
+	for _, vm := range vms {
+		errs = multierror.Append(errs, vm.Delete(ctx, true))
+	}
+	return errs.ErrorOrNil()
+}
+
+// Open opens the VCH of a name; an empty name means the only one there is.
+func Open(ctx context.Context, c *vic.Client, name string, o *Options) (*Engine, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	if name == "" {
+		all, err := vch.List(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		if len(all) != 1 {
+			return nil, fault.Wrap("open VCH", vic.Ref{Kind: "VCH"}, fault.Of(vic.ErrInvalid, "there are %d VCHs: name one", len(all)))
+		}
+		name = all[0].Name
+	}
+	host, err := vch.Open(ctx, c, name)
+	if err != nil {
+		return nil, err
+	}
+	images, err := imagestore.Open(ctx, c, host.Images(), o.Images)
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{c: c, host: host, images: images, reg: o.Registry}, nil
+}
+
+// VCH that the engine runs containers in.
+func (e *Engine) VCH() *vch.VCH { return e.host }
+
+// Images is the VCH's image store.
+func (e *Engine) Images() *imagestore.Store { return e.images }
+
+// Pull brings an image into the VCH's store.
+func (e *Engine) Pull(ctx context.Context, name string, progress func(vic.Event)) (*imagestore.Image, error) {
+	n, err := registry.ParseName(name)
+	if err != nil {
+		return nil, err
+	}
+	var o *registry.Options
+	if e.reg != nil {
+		o = e.reg(n)
+	}
+	src, err := registry.Open(n, o)
+	if err != nil {
+		return nil, err
+	}
+	return e.images.Pull(ctx, src, n.String(), &imagestore.PullOptions{Progress: progress})
+}
+
+// Image opens an image of the VCH's store by the name people use.
+func (e *Engine) Image(ctx context.Context, name string) (*imagestore.Image, error) {
+	n, err := registry.ParseName(name)
+	if err != nil {
+		return nil, err
+	}
+	return e.images.Image(ctx, n.String())
+}
+
+// DeleteImage takes a name from the VCH's store, and the image with its last
+// name.
+func (e *Engine) DeleteImage(ctx context.Context, name string) error {
+	n, err := registry.ParseName(name)
+	if err != nil {
+		return err
+	}
+	return e.images.Delete(ctx, n.String())
+}
+
+// List returns the VCH's containers and what is known of each.
+func (e *Engine) List(ctx context.Context) ([]*containervm.VM, []containervm.Info, error) {
+	return containervm.List(ctx, e.c, e.host.Owner())
+}
+
+// Find looks a container up by name, ID or the beginning of an ID.
+func (e *Engine) Find(ctx context.Context, name string) (*containervm.VM, containervm.Info, error) {
+	return containervm.Find(ctx, e.c, e.host.Owner(), name)
+}

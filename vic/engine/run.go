@@ -1,0 +1,128 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/vicsdk/vic-go/internal/vsphere"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/containervm"
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// A RunSpec says what to run. It is inert data but for its streams and
+// functions.
+type RunSpec struct {
+	// Image by the name people use; it is pulled where the store lacks it.
+	Image string
+	// Container holds what the container is to be. Owner, Root, Image and
+	// ImageName are filled in by the engine; an empty Name is drawn.
+	Container containervm.Spec
+	// Streams of the main process; not used where Detach is set.
+	Streams tether.Streams
+	// Detach returns when the VM is on.
+	Detach bool
+	// Remove deletes the container after its end; it excludes Detach.
+	Remove bool
+	// Progress, or nil.
+	Progress func(vic.Event)
+	// Started is called, where it is not nil, when the VM is on, so that the
+	// caller can pass on signals and window sizes. The attachment is nil where
+	// Detach is set.
+	Started func(*containervm.VM, *containervm.Attachment)
+}
+
+// attachTime is how long a guest keeps a short process's output for whoever
+// attaches.
+const attachTime = 10 * time.Second
+
+// Create makes the container of a RunSpec and does not start it.
+func (e *Engine) Create(ctx context.Context, s RunSpec) (*containervm.VM, error) {
+	img, err := e.Image(ctx, s.Image)
+	if errors.Is(err, vic.ErrNotFound) {
+		img, err = e.Pull(ctx, s.Image, s.Progress)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := s.Container
+	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
+	if !s.Detach {
+		c.AwaitAttach = attachTime
+	}
+	if c.Name != "" {
+		return containervm.Create(ctx, e.c, c)
+	}
+	for try := 0; ; try++ {
+		c.Name = drawName()
+		vm, err := containervm.Create(ctx, e.c, c)
+		if err == nil || !errors.Is(err, vic.ErrConflict) || try == 9 {
+			return vm, err
+		}
+	}
+}
+
+// Run creates a container, attaches to it, starts it, waits for its end and,
+// where asked to, removes it. A process that ends with a non-zero code, or that
+// could not be started in the guest (Exit.Error, code 125 to 127), is no error.
+//
+// Where ctx ends while the process runs, the container goes on, unless Remove
+// is set: then it is killed and deleted.
+func (e *Engine) Run(ctx context.Context, s RunSpec) (*containervm.VM, tether.Exit, error) {
+	if s.Detach && s.Remove {
+		return nil, tether.Exit{}, invalid("Detach and Remove exclude each other: nobody would be there to remove the container")
+	}
+	vm, err := e.Create(ctx, s)
+	if err != nil {
+		return nil, tether.Exit{}, err
+	}
+	exit, err := e.run(ctx, vm, s)
+	if s.Remove {
+		dctx, cancel := vsphere.Detached(ctx)
+		defer cancel()
+		if e := vm.Delete(dctx, true); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	return vm, exit, err
+}
+
+func (e *Engine) run(ctx context.Context, vm *containervm.VM, s RunSpec) (tether.Exit, error) {
+	if s.Detach {
+		err := vm.Start(ctx)
+		if err == nil && s.Started != nil {
+			s.Started(vm, nil)
+		}
+		return tether.Exit{}, err
+	}
+	att, err := vm.Attach(ctx, s.Streams)
+	if err != nil {
+		return tether.Exit{}, err
+	}
+	defer att.Detach()
+	if err := vm.Start(ctx); err != nil {
+		return tether.Exit{}, err
+	}
+	if s.Started != nil {
+		s.Started(vm, att)
+	}
+	select {
+	case <-att.Done():
+	case <-ctx.Done():
+		return tether.Exit{}, context.Cause(ctx)
+	}
+	exit, err := att.Wait()
+	if err != nil {
+		return exit, err
+	}
+	// The guest powers off by itself; a caller finds the container stopped.
+	wctx, cancel := context.WithTimeout(ctx, powerOffTime)
+	defer cancel()
+	if _, err := vm.Wait(wctx); err != nil && ctx.Err() == nil {
+		e.c.Logger().Warn("the process has ended but its VM is still on", "container", vm.Name(), "reason", err)
+	}
+	return exit, nil
+}
+
+const powerOffTime = 15 * time.Second
