@@ -1,0 +1,58 @@
+# vic: see "make help". Every target sets up what it needs by itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+export VIC_CACHE ?= $(CURDIR)/.cache
+KERNEL_VERSION := $(shell sed -n "s/^readonly KERNEL_VERSION='\(.*\)'/\1/p" scripts/setup)
+KERNEL_TREE    := $(VIC_CACHE)/kernel/$(KERNEL_VERSION)
+ISO            := $(VIC_CACHE)/bootstrap.iso
+GO_FILES       := $(shell find . -name '*.go' -not -path './.cache/*')
+
+# What tests find by environment: the unpacked kernel package.
+export VIC_TEST_KERNEL_TREE := $(KERNEL_TREE)
+export VIC_BOOTSTRAP_ISO    := $(ISO)
+
+FUZZTIME ?= 3m
+BENCH    ?= .
+
+.PHONY: help setup build iso demo test test-short bench soak fuzz lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install the Debian packages that are missing, fetch the pinned guest kernel
+	@scripts/setup
+
+build: bin/vic ## bin/vic
+
+bin/vic: $(GO_FILES) go.mod go.sum
+	CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/vic
+
+iso: setup $(ISO) ## the ISO that container VMs boot
+
+$(ISO): bin/vic
+	bin/vic iso --kernel-tree $(KERNEL_TREE) --out $@
+
+demo: setup build iso ## the main job on the lab: registry, VCH, pull, run, delete
+	go run ./internal/demo --vic bin/vic --iso $(ISO)
+
+test: setup build iso ## everything, with the race detector, booting real VMs
+	go vet ./...
+	go test -race -timeout 18m ./...
+
+test-short: ## what needs neither QEMU nor root
+	go test -short ./...
+
+bench: setup build iso ## the performance table
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench
+
+soak: setup build iso fuzz ## what takes long: fuzzing
+
+fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
+	scripts/fuzz $(FUZZTIME)
+
+lint: ## golangci-lint, where it is installed
+	golangci-lint run
+
+clean: ## remove what was built; the cache of downloads stays
+	rm -rf bin $(ISO)
