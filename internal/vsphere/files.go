@@ -39,7 +39,9 @@ func NewFiles(c *vim25.Client, dc types.ManagedObjectReference, dcPath string, d
 func (f *Files) Datastore() (types.ManagedObjectReference, string) { return f.datastore, f.name }
 
 // Path returns the datastore path "[name] p".
-func (f *Files) Path(p string) string { return (&object.DatastorePath{Datastore: f.name, Path: p}).String() }
+func (f *Files) Path(p string) string {
+	return (&object.DatastorePath{Datastore: f.name, Path: p}).String()
+}
 
 // SplitPath cuts a datastore path into datastore name and slash path.
 func SplitPath(p string) (datastore, file string, err error) {

@@ -26,7 +26,10 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"strings"
 
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -100,6 +103,22 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrUnsupported, "the datastore takes no vmfsSparse disks (capability vmfsSparseSupported), and no other way of writing layers is there yet; use an NFS or VMFS 5 datastore"))
 	}
 	return s, nil
+}
+
+// OpenNamed opens the image store at "datastore" or "datastore/directory".
+// The directory defaults to vic/images.
+func OpenNamed(ctx context.Context, c *vic.Client, place string, o *Options) (*Store, error) {
+	name, dir, _ := strings.Cut(place, "/")
+	if dir == "" {
+		dir = "vic/images"
+	}
+	dc := object.NewDatacenter(c.Vim(), types.ManagedObjectReference{Type: "Datacenter", Value: c.Datacenter().ID})
+	dc.InventoryPath = c.Datacenter().Name
+	ds, err := find.NewFinder(c.Vim(), false).SetDatacenter(dc).Datastore(ctx, name)
+	if err != nil {
+		return nil, fault.Wrap("open image store", vic.Ref{Kind: "datastore", Name: name}, vsphere.Judge(err))
+	}
+	return Open(ctx, c, vic.Place{Datastore: vic.Ref{Kind: "datastore", ID: ds.Reference().Value, Name: ds.Name()}, Dir: dir}, o)
 }
 
 func (s *Store) path(elem ...string) string { return path.Join(append([]string{s.dir}, elem...)...) }
