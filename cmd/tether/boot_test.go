@@ -389,7 +389,7 @@ func TestBootOrphans(t *testing.T) {
 }
 
 func TestBootOutOfMemory(t *testing.T) {
-	g := boot(t, bootOptions{ram: "128M"}, "sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=500M count=1")
+	g := boot(t, bootOptions{ram: "128M"}, "tail", "/dev/zero")
 	exit, _, _ := g.result(testContext(t), nil)
 	if diff := cmp.Diff(tether.Exit{Code: 137, Signal: "SIGKILL", OOMKilled: true}, exit); diff != "" {
 		t.Error(diff)

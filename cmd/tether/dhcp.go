@@ -36,6 +36,11 @@ func (n *network) dhcp(ctx context.Context, i int, link netlink.Link, host strin
 		_ = client.Close()
 		return fmt.Errorf("DHCP: %w", err)
 	}
+	if addr, ok := netip.AddrFromSlice(lease.ACK.YourIPAddr.To4()); ok {
+		if err := announce(link, addr); err != nil {
+			log.Warn("address not announced", "nic", i, "error", err)
+		}
+	}
 	go func() {
 		defer client.Close()
 		n.renew(ctx, i, link, client, lease, host, log)

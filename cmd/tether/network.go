@@ -148,6 +148,9 @@ func (n *network) configure(ctx context.Context, i int, link netlink.Link, c *te
 		}
 		return n.dhcp(ctx, i, link, hostname(c), log)
 	}
+	if err := announce(link, nic.Address.Addr()); err != nil {
+		log.Warn("address not announced", "nic", i, "error", err)
+	}
 	n.set(i, nic.Address.Addr())
 	if nic.Gateway.IsValid() {
 		return setGateway(link, nic.Gateway)

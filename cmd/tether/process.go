@@ -159,7 +159,7 @@ func (s *process) openTTY(e *streams, p tether.Process) error {
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return fmt.Errorf("process.tty: unlock: %w", err)
 	}
-	peer, err := unix.IoctlRetInt(fd, unix.TIOCGPTN)
+	peer, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err != nil {
 		return fmt.Errorf("process.tty: number: %w", err)
 	}

@@ -97,6 +97,9 @@ func lookupUser(spec string, passwd, group io.Reader) (identity, error) {
 		}
 		id.gid = groupNumber
 	}
+	// The primary group stands among the others too, so that a process cannot
+	// get rid of it by setgid(2) (CVE-2022-36109).
+	id.groups = append([]uint32{id.gid}, id.groups...)
 	return id, nil
 }
 

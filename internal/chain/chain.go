@@ -62,8 +62,7 @@ type Disk struct {
 // Open opens the chain whose top's descriptor is at top. On error all files are closed again.
 //
 // What is not supported is refused: chains of more than [MaxLinks] disks, disks of several extents,
-// compressed disks, extents outside their descriptor's directory, a child on a smaller parent's
-// content than its CID says.
+// compressed disks, extents outside their descriptor's directory.
 func Open(ctx context.Context, top string, open Opener) (*Disk, error) {
 	d := &Disk{}
 	if err := d.follow(ctx, top, open); err != nil {

@@ -15,9 +15,9 @@ type NoSpaceError struct {
 
 func (e *NoSpaceError) Error() string {
 	if e.Inodes {
-		return fmt.Sprintf("ext4: the filesystem has no inode left: make it larger (each 128 MiB adds %d inodes)", groupInodes)
+		return fmt.Sprintf("the filesystem has no inode left: make it larger (each 128 MiB adds %d inodes)", groupInodes)
 	}
-	return fmt.Sprintf("ext4: the filesystem is full: at least %d bytes are missing", e.Missing)
+	return fmt.Sprintf("the filesystem is full: at least %d bytes are missing", e.Missing)
 }
 
 // bitmap is a set of numbers below 64*len.

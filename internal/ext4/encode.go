@@ -71,23 +71,6 @@ func (fs *FS) Block(lba uint64, p []byte) {
 	}
 }
 
-// isMeta reports whether lba is a block that Block regenerates.
-func (fs *FS) isMeta(lba uint64) bool {
-	if _, ok := fs.zone[lba]; ok {
-		return true
-	}
-	l := &fs.lay
-	g := int(lba / groupBlocks)
-	if int(lba%groupBlocks) < l.baseMeta(g) || lba == l.journal {
-		return true
-	}
-	if lba >= l.blockMap && lba < l.blockMap+uint64(l.groups) || lba >= l.inodeMap && lba < l.inodeMap+uint64(l.groups) {
-		return true
-	}
-	_, ok := l.tableAt(lba)
-	return ok
-}
-
 // inodeSeed seeds the checksums of all that belongs to an inode: its number, then its
 // generation, which is always 0 here.
 func (fs *FS) inodeSeed(ino uint32) uint32 {

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,11 +124,21 @@ func (im *image) save(t testing.TB) string {
 	if err := f.Truncate(im.bytes); err != nil {
 		t.Fatal(err)
 	}
-	for lba, b := range im.blocks {
-		if _, err := f.WriteAt(b, int64(lba)*ext4.BlockSize); err != nil {
+	var run []byte
+	var end uint64
+	flush := func() {
+		if _, err := f.WriteAt(run, int64(end)*ext4.BlockSize-int64(len(run))); err != nil {
 			t.Fatal(err)
 		}
+		run = run[:0]
 	}
+	for _, lba := range slices.Sorted(maps.Keys(im.blocks)) {
+		if lba != end || len(run) >= 1<<20 {
+			flush()
+		}
+		run, end = append(run, im.blocks[lba]...), lba+1
+	}
+	flush()
 	return name
 }
 

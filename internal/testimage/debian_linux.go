@@ -26,8 +26,8 @@ import (
 //
 // The layout lies in the cache directory dir, or if that is empty in
 // [CacheDir]'s "images"; it is shared and must not be changed. The cache does
-// not look whether the mirror has newer packages. Building takes half a
-// minute, and root or user namespaces.
+// not look whether the mirror has newer packages. Building takes about a
+// minute, and root.
 func Debian(ctx context.Context, dir string, packages ...string) (layoutPath string, err error) {
 	packages = slices.Compact(slices.Sorted(slices.Values(packages)))
 	for _, p := range packages {

@@ -33,7 +33,7 @@ func List(root string) ([]Entry, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, &os.PathError{Op: "list", Path: root, Err: unix.ENOTDIR}
 	}
-	l.dev = uint64(st.Dev)
+	l.dev = st.Dev
 	if err := l.visit(".", &st); err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (l *lister) visit(rel string, st *unix.Stat_t) error {
 	full := filepath.Join(l.root, rel)
 	e := Entry{
 		Path: rel, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid,
-		MtimeSec: int64(st.Mtim.Sec), MtimeNsec: int64(st.Mtim.Nsec),
+		MtimeSec: st.Mtim.Sec, MtimeNsec: st.Mtim.Nsec,
 	}
 	var err error
 	switch st.Mode & unix.S_IFMT {
@@ -71,9 +71,9 @@ func (l *lister) visit(rel string, st *unix.Stat_t) error {
 		e.Type, e.Size = Symlink, st.Size
 		e.Target, err = os.Readlink(full)
 	case unix.S_IFCHR:
-		e.Type, e.Major, e.Minor = Char, unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))
+		e.Type, e.Major, e.Minor = Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFBLK:
-		e.Type, e.Major, e.Minor = Block, unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))
+		e.Type, e.Major, e.Minor = Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFIFO:
 		e.Type = FIFO
 	case unix.S_IFSOCK:
@@ -88,11 +88,11 @@ func (l *lister) visit(rel string, st *unix.Stat_t) error {
 		return err
 	}
 	if e.Type != Dir && st.Nlink > 1 {
-		id := inode{uint64(st.Dev), st.Ino}
+		id := inode{st.Dev, st.Ino}
 		l.files[id] = append(l.files[id], len(l.entries))
 	}
 	l.entries = append(l.entries, e)
-	if e.Type == Dir && uint64(st.Dev) == l.dev {
+	if e.Type == Dir && st.Dev == l.dev {
 		return l.children(rel, full)
 	}
 	return nil

@@ -59,6 +59,9 @@ func OpenCOWD(r io.ReaderAt, size int64) (*Sparse, error) {
 	if v := le.Uint32(h[4:]); v != 1 {
 		return nil, fmt.Errorf("vmdk: vmfsSparse header: version %d: only 1 is known", v)
 	}
+	if free := int64(le.Uint32(h[28:])) * SectorSize; free > size {
+		return nil, fmt.Errorf("vmdk: vmfsSparse extent is cut off: its header says %d bytes, the file has %d", free, size)
+	}
 	s := &Sparse{r: r, size: size, sectors: uint64(le.Uint32(h[12:])), grain: uint64(le.Uint32(h[16:])), tableLen: cowdTable}
 	if err := s.open(uint64(le.Uint32(h[20:])), uint64(le.Uint32(h[24:])), "vmfsSparse"); err != nil {
 		return nil, err

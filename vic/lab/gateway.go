@@ -38,9 +38,12 @@ type network struct {
 	stack   *stack.Stack
 	pool    *tap.IPPool
 	closers []io.Closer
-	wg      sync.WaitGroup
 	ctx     context.Context
 	end     context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
 }
 
 // toSegment carries the gateway's frames to its segment.
@@ -55,7 +58,7 @@ func gatewayOf(p netip.Prefix) netip.Addr { return p.Addr().Next() }
 
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Addr().As4()
-	n := binary.BigEndian.Uint32(b[:]) | 1<<(32-p.Bits()) - 1
+	n := binary.BigEndian.Uint32(b[:]) | (1<<(32-p.Bits()) - 1)
 	binary.BigEndian.PutUint32(b[:], n)
 	return netip.AddrFrom4(b)
 }
@@ -192,7 +195,14 @@ func (w *network) forwardTCP(r *tcp.ForwarderRequest, host netip.Addr) {
 		r.Complete(true)
 		return
 	}
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		r.Complete(true)
+		return
+	}
 	w.wg.Add(1)
+	w.mu.Unlock()
 	go func() {
 		defer w.wg.Done()
 		var d net.Dialer
@@ -249,6 +259,9 @@ func (w *network) dial(ctx context.Context, a netip.AddrPort) (net.Conn, error) 
 func (w *network) release(mac string) { w.pool.Release(mac) }
 
 func (w *network) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
 	w.end()
 	for _, c := range w.closers {
 		_ = c.Close()

@@ -52,6 +52,9 @@ func (l *Lab) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		}
 	} else {
 		l.sessions.touch(ctx.Session)
+		if m.Name == "Logout" {
+			l.sessions.drop(ctx.Session.Key)
+		}
 	}
 	if !supported[m.Name] {
 		return nil, notSupported("the method %s", m.Name)

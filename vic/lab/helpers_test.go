@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -17,3 +18,5 @@ func newVim(ctx context.Context, sc *soap.Client) (*vim25.Client, error) {
 func newSessions(c *vim25.Client) *session.Manager { return session.NewManager(c) }
 
 func sortStrings(less func(a, b string) bool) cmp.Option { return cmpopts.SortSlices(less) }
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

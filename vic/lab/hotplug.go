@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -169,14 +171,8 @@ func (l *Lab) plugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3) 
 	if q == nil {
 		return func() {}, nil
 	}
-	p, f, err := l.plug(n)
+	p, err := l.addNIC(ctx, q, m.ref.Value, n)
 	if err != nil {
-		return nil, vmConfigFault("%v", err)
-	}
-	err = q.addNIC(ctx, n, f)
-	_ = f.Close()
-	if err != nil {
-		p.close()
 		return nil, vmConfigFault("%v", err)
 	}
 	q.mu.Lock()
@@ -200,19 +196,41 @@ func (l *Lab) unplugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3
 	return func() { _, _ = l.plugNIC(context.Background(), m, n) }, nil
 }
 
-func (q *qemu) addNIC(ctx context.Context, n *types.VirtualVmxnet3, f *os.File) error {
+// addNIC adds an adapter to a running VM. QEMU connects to a socket of ours: an
+// open file passed to its monitor would not do, because it connects in a thread
+// that has no monitor (7.2, util/qemu-sockets.c, socket_get_fd).
+func (l *Lab) addNIC(ctx context.Context, q *qemu, vm string, n *types.VirtualVmxnet3) (*port, error) {
+	ctx, cancel := context.WithTimeout(ctx, unplugTime)
+	defer cancel()
+	name := fmt.Sprintf("%s.net%d", vm, n.Key)
+	// The directory's open file, seen from another process, keeps the name
+	// within what a socket's may have.
+	path := fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), l.run.Fd(), name)
+	_ = os.Remove(filepath.Join(l.run.Name(), name))
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close()
 	id := fmt.Sprintf("net%d", n.Key)
-	if _, err := q.qmp.doFD(ctx, "getfd", fields{"fdname": id}, f); err != nil {
-		return err
+	if _, err := q.qmp.do(ctx, "netdev_add", fields{"type": "stream", "id": id, "server": false, "addr": fields{"type": "unix", "path": path}}); err != nil {
+		return nil, err
 	}
-	if _, err := q.qmp.do(ctx, "netdev_add", fields{"type": "stream", "id": id, "server": false, "addr": fields{"type": "fd", "str": id}}); err != nil {
-		return err
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+	conn, err := ln.Accept()
+	if err != nil {
+		_, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id})
+		return nil, fmt.Errorf("QEMU did not connect its network adapter: %w", err)
 	}
+	p := newPort(conn)
 	if _, err := q.qmp.do(ctx, "device_add", nicDevice(n)); err != nil {
-		_, _ = q.qmp.do(ctx, "netdev_del", fields{"id": id})
-		return fmt.Errorf("%w (a running VM has room for four more adapters)", err)
+		_, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id})
+		p.close()
+		return nil, fmt.Errorf("%w (a running VM has room for four more adapters)", err)
 	}
-	return nil
+	l.connectNIC(p, n)
+	return p, nil
 }
 
 func (q *qemu) removeNIC(ctx context.Context, key int32) error {

@@ -82,7 +82,9 @@ func (l *Lab) buildDatastores(ctx context.Context, c *vim25.Client, hosts []*obj
 			if err != nil {
 				return fmt.Errorf("datastore %s: %w", name, err)
 			}
-			s.ref = ds.Reference()
+			if s.ref.Value == "" { // the further hosts mount the first one's
+				s.ref = ds.Reference()
+			}
 		}
 		obj, ok := l.reg.Get(s.ref).(*simulator.Datastore)
 		if !ok {
@@ -123,6 +125,15 @@ func (l *Lab) refreshDatastore(s *store) error {
 		})
 	})
 	return nil
+}
+
+// refreshAll corrects what the simulator has reckoned of the free space.
+func (l *Lab) refreshAll() {
+	for _, s := range l.stores {
+		if err := l.refreshDatastore(s); err != nil {
+			l.log.Warn("free space is not known", "datastore", s.name, "error", err)
+		}
+	}
 }
 
 // buildNetworks makes the port groups of the options, and no others.

@@ -29,7 +29,8 @@ import (
 type client struct {
 	*govmomi.Client
 	t    testing.TB
-	lab  *lab.Lab
+	lab  *lab.Lab // nil where it is another process
+	dir  string
 	f    *find.Finder
 	ds   *object.Datastore
 	pool *object.ResourcePool
@@ -52,8 +53,14 @@ func start(t testing.TB, o lab.Options) *lab.Lab {
 
 func login(t testing.TB, l *lab.Lab) *client {
 	t.Helper()
+	c := loginTo(t, l.Endpoint(), l.Dir())
+	c.lab = l
+	return c
+}
+
+func loginTo(t testing.TB, e lab.Endpoint, dir string) *client {
+	t.Helper()
 	ctx := t.Context()
-	e := l.Endpoint()
 	sc := soap.NewClient(e.LoginURL(), false)
 	if err := sc.SetRootCAs(writeTemp(t, "ca.pem", e.CA)); err != nil {
 		t.Fatal(err)
@@ -63,7 +70,7 @@ func login(t testing.TB, l *lab.Lab) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Logout(context.WithoutCancel(ctx)) })
-	x := &client{Client: c, t: t, lab: l, f: find.NewFinder(c.Client)}
+	x := &client{Client: c, t: t, dir: dir, f: find.NewFinder(c.Client)}
 	x.dc = must(x.f.Datacenter(ctx, "dc1"))(t)
 	x.f.SetDatacenter(x.dc)
 	x.ds = must(x.f.Datastore(ctx, "datastore1"))(t)
@@ -195,7 +202,7 @@ func wantFault(t testing.TB, err error, want types.BaseMethodFault) {
 }
 
 func (c *client) path(rel string) string {
-	return filepath.Join(c.lab.Dir(), "datastores", "datastore1", rel)
+	return filepath.Join(c.dir, "datastores", "datastore1", rel)
 }
 
 func (c *client) files(rel string) []string {
@@ -279,6 +286,7 @@ func TestInventory(t *testing.T) {
 		}
 	}
 	want := []string{"/dc1", "/dc1/host/cluster1", "/dc1/host/cluster1/host1", "/dc1/host/cluster1/host2", "/dc1/host/cluster1/host3", "/dc1/host/cluster1/Resources",
+		"/dc1/host/cluster1/bridge", "/dc1/host/cluster1/public", // a cluster lists its networks
 		"/dc1/datastore/datastore1", "/dc1/datastore/ssd", "/dc1/network/bridge", "/dc1/network/public"}
 	less := func(a, b string) bool { return a < b }
 	if d := cmp.Diff(want, got, sortStrings(less)); d != "" {
@@ -488,6 +496,19 @@ func TestFolderHTTP(t *testing.T) {
 		if code != x.code || x.body != "" && body != x.body {
 			t.Errorf("%s %s: %d %q, want %d %q", x.method, x.path, code, body, x.code, x.body)
 		}
+	}
+	// A session's cookie is good until its logout.
+	ok(t, c.ds.Upload(ctx, strings.NewReader("x"), "dir/x", nil))
+	cookie := ""
+	for _, k := range c.Client.Client.Client.Jar.Cookies(e.URL) {
+		cookie = k.Name + "=" + k.Value
+	}
+	if code, _ := do("GET", "dir/x", false, "Cookie", cookie); code != 200 {
+		t.Errorf("with a session's cookie: %d", code)
+	}
+	ok(t, c.Logout(ctx))
+	if code, _ := do("GET", "dir/x", false, "Cookie", cookie); code != 401 {
+		t.Errorf("after the logout: %d", code)
 	}
 	// A symbolic link that somebody put on the datastore leads nowhere.
 	ok(t, os.Symlink("/etc", c.path("etc")))

@@ -173,7 +173,7 @@ func (l *Lab) vmEvent(ref types.ManagedObjectReference, s vmState) types.VmEvent
 	return e
 }
 
-// siblings returns the names of a folder's children.
+// sibling finds a folder's child by its name.
 func (l *Lab) sibling(folder types.ManagedObjectReference, name string) (types.ManagedObjectReference, bool) {
 	f, ok := l.reg.Get(folder).(*simulator.Folder)
 	if !ok {

@@ -12,6 +12,7 @@ import (
 
 // TestMain fails when the tests leave a goroutine of the lab behind.
 func TestMain(m *testing.M) {
+	serveInstead()
 	code := m.Run()
 	if code == 0 {
 		if left := leaked(10 * time.Second); left != "" {

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -115,11 +113,6 @@ func (q *qmp) expect(event string, match func(json.RawMessage) bool) (hit <-chan
 
 // do runs a command.
 func (q *qmp) do(ctx context.Context, cmd string, args any) (json.RawMessage, error) {
-	return q.doFD(ctx, cmd, args, nil)
-}
-
-// doFD runs a command and passes a file along with it.
-func (q *qmp) doFD(ctx context.Context, cmd string, args any, f *os.File) (json.RawMessage, error) {
 	ch := make(chan qmpAnswer, 1)
 	q.mu.Lock()
 	q.n++
@@ -131,11 +124,7 @@ func (q *qmp) doFD(ctx context.Context, cmd string, args any, f *os.File) (json.
 	}
 	b, err := json.Marshal(m)
 	if err == nil {
-		var oob []byte
-		if f != nil {
-			oob = syscall.UnixRights(int(f.Fd()))
-		}
-		_, _, err = q.conn.WriteMsgUnix(append(b, '\n'), oob, nil)
+		_, err = q.conn.Write(append(b, '\n'))
 	}
 	if err != nil {
 		delete(q.waiting, id)

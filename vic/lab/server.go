@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -74,5 +73,3 @@ func (l *Lab) goDo(f func()) {
 		f()
 	}()
 }
-
-var _ simulator.RegisterObject = (*observer)(nil)

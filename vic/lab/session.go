@@ -45,6 +45,12 @@ func (s *sessions) touch(x *simulator.Session) {
 	o.last = time.Now()
 }
 
+func (s *sessions) drop(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, key)
+}
+
 func (s *sessions) has(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,8 +143,11 @@ func (l *Lab) validLogin(user, password string) bool {
 // authenticated tells whether a request for a file may pass: it comes with a
 // session's cookie or with the password.
 func (l *Lab) authenticated(r *http.Request) bool {
-	if c, err := r.Cookie(soap.SessionCookieName); err == nil && l.sessions.has(strings.Trim(c.Value, `"`)) {
-		return true
+	if c, err := r.Cookie(soap.SessionCookieName); err == nil {
+		b := l.reg.SessionManager().SessionIsActive(l.context(), &types.SessionIsActive{SessionID: strings.Trim(c.Value, `"`), UserName: l.opts.User})
+		if a, ok := b.(*methods.SessionIsActiveBody); ok && a.Res != nil && a.Res.Returnval {
+			return true
+		}
 	}
 	user, password, ok := r.BasicAuth()
 	return ok && l.validLogin(user, password)
@@ -185,10 +194,9 @@ func (h *collectorHandler) WaitForUpdatesEx(ctx *simulator.Context, req *types.W
 // the lab closes. The simulator begins a wait some time after its method is
 // entered and forgets a cancellation that comes before that, so it is repeated.
 func (h *collectorHandler) cancelWith(ctx *simulator.Context, pc *simulator.PropertyCollector) (stop func()) {
-	done := make(chan struct{})
-	h.lab.wg.Add(1)
+	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer h.lab.wg.Done()
+		defer close(ended)
 		select {
 		case <-done:
 			return
@@ -206,5 +214,6 @@ func (h *collectorHandler) cancelWith(ctx *simulator.Context, pc *simulator.Prop
 			}
 		}
 	}()
-	return func() { close(done) }
+	// The collector's next wait must not be hit, so stop waits for the end.
+	return func() { close(done); <-ended }
 }

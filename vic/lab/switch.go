@@ -135,10 +135,16 @@ func (l *Lab) plug(n *types.VirtualVmxnet3) (*port, *os.File, error) {
 		return nil, nil, err
 	}
 	p := newPort(conn)
-	if n.Connectable == nil || n.Connectable.StartConnected {
+	l.connectNIC(p, n)
+	return p, theirs, nil
+}
+
+// connectNIC connects a new port to its NIC's port group.
+func (l *Lab) connectNIC(p *port, n *types.VirtualVmxnet3) {
+	b, ok := n.Backing.(*types.VirtualEthernetCardNetworkBackingInfo)
+	if ok && l.nets[b.DeviceName] != nil && (n.Connectable == nil || n.Connectable.StartConnected) {
 		p.connect(l.nets[b.DeviceName].segment)
 	}
-	return p, theirs, nil
 }
 
 func newPort(conn net.Conn) *port {

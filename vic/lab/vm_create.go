@@ -56,6 +56,7 @@ func (l *Lab) createVM(ctx *simulator.Context, req *types.CreateVM_Task) (types.
 	if fault != nil {
 		return nil, fault
 	}
+	defer l.refreshAll()
 	p := &plan{lab: l, name: c.Name, dir: dir, keys: map[int32]int32{}, devices: devicesOf(copyDevices(esx.VirtualDevice))}
 	fault = l.withFiles(func() types.BaseMethodFault { return p.apply(c.DeviceChange) })
 	var ref types.AnyType

@@ -38,6 +38,9 @@ func (h *vmHandler) DestroyTask(ctx *simulator.Context, req *types.Destroy_Task)
 // garbage, a VM without its files is a trap.
 func (l *Lab) destroyVM(ctx *simulator.Context, m *machine, vm *simulator.VirtualMachine) types.BaseMethodFault {
 	s := l.look(vm)
+	if s.power != poweredOff {
+		return powerStateFault(poweredOff, s.power)
+	}
 	dir, fault := l.dir(s)
 	if fault != nil {
 		return fault
@@ -66,6 +69,7 @@ func (l *Lab) destroyVM(ctx *simulator.Context, m *machine, vm *simulator.Virtua
 	if fault := l.unregister(ctx, m, vm); fault != nil {
 		return fault
 	}
+	defer l.refreshAll()
 	for _, d := range disks {
 		if fault := l.deleteDisk(d); fault != nil {
 			if _, gone := fault.(*types.FileNotFound); !gone {

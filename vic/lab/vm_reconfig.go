@@ -26,7 +26,7 @@ func (h *vmHandler) ReconfigVMTask(ctx *simulator.Context, req *types.ReconfigVM
 	return body
 }
 
-func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machine, vm *simulator.VirtualMachine, req *types.ReconfigVM_Task) types.BaseMethodFault {
+func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machine, vm *simulator.VirtualMachine, req *types.ReconfigVM_Task) (failed types.BaseMethodFault) {
 	c := &req.Spec
 	s := l.look(vm)
 	if fault := l.checkConfig(c); fault != nil {
@@ -52,6 +52,11 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 		if fault := l.renameVM(vm, c.Name); fault != nil {
 			return fault
 		}
+		defer func() {
+			if failed != nil {
+				_ = l.renameVM(vm, s.name)
+			}
+		}()
 	}
 	p := &plan{lab: l, name: s.name, dir: dir, running: running, keys: map[int32]int32{}, devices: devicesOf(s.config.Hardware.Device)}
 	fault = l.withFiles(func() types.BaseMethodFault {
@@ -101,6 +106,7 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 		l.restore(vm, before)
 		return fail(fault)
 	}
+	defer l.refreshAll()
 	return l.withFiles(func() types.BaseMethodFault {
 		for _, d := range p.destroy {
 			if fault := l.deleteDisk(d); fault != nil {

@@ -143,6 +143,12 @@ func (a *Attachment) Done() <-chan struct{} { return a.done }
 
 // CloseStdin ends the process's standard input.
 func (a *Attachment) CloseStdin() error {
+	if _, err := a.ch.SendRequest(requestEOF, false, nil); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil // The process has ended.
+		}
+		return fmt.Errorf("tether: close stdin: %w", err)
+	}
 	if err := a.ch.CloseWrite(); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("tether: close stdin: %w", err)
 	}

@@ -39,21 +39,27 @@ type Container struct {
 	asked    stopParams // a stop asked for before the process started
 	wanted   bool
 
-	input    chan []byte   // to the process's standard input; nil is its end
-	inputEnd chan struct{} // closed when it takes no more
+	input     chan []byte // to the process's standard input
+	endInput  func()      // closes inputEnd
+	inputEnd  chan struct{}
+	inputGone chan struct{} // closed when the process takes no more
 }
 
 // NewContainer makes the record of a container that has not started. boot is
 // Status.Boot.
 func NewContainer(c Config, boot string) *Container {
+	inputEnd := make(chan struct{})
 	return &Container{
 		config: c,
 		status: Status{Version: 1, Boot: boot, State: Starting},
 
 		started:  make(chan struct{}),
 		finished: make(chan struct{}),
-		input:    make(chan []byte),
-		inputEnd: make(chan struct{}),
+
+		input:     make(chan []byte),
+		endInput:  sync.OnceFunc(func() { close(inputEnd) }),
+		inputEnd:  inputEnd,
+		inputGone: make(chan struct{}),
 	}
 }
 
@@ -222,7 +228,7 @@ func (c *Container) Stop(signal string, grace time.Duration) error {
 // over is written even where it goes, and one that waits does not hold up the
 // others' going.
 func (c *Container) feed(w io.WriteCloser) {
-	defer close(c.inputEnd)
+	defer close(c.inputGone)
 	if w == nil {
 		return
 	}
@@ -231,10 +237,9 @@ func (c *Container) feed(w io.WriteCloser) {
 		select {
 		case <-c.finished:
 			return
+		case <-c.inputEnd:
+			return
 		case p := <-c.input:
-			if p == nil {
-				return
-			}
 			if _, err := w.Write(p); err != nil {
 				return
 			}
@@ -244,9 +249,9 @@ func (c *Container) feed(w io.WriteCloser) {
 
 // stdin carries one attacher's input to the process, once that has started.
 // An end of file closes the process's standard input; an attacher that just
-// goes does so with StdinOnce only. It returns when the process takes no more,
-// too.
-func (c *Container) stdin(ctx context.Context, r io.Reader) {
+// goes does so with StdinOnce only; meant tells, after an io.EOF, which of the
+// two it was. It returns when the process takes no more, too.
+func (c *Container) stdin(ctx context.Context, r io.Reader, meant func() bool) {
 	select {
 	case <-ctx.Done():
 		return
@@ -260,19 +265,19 @@ func (c *Container) stdin(ctx context.Context, r io.Reader) {
 		if n > 0 {
 			select {
 			case <-ctx.Done():
-			case <-c.inputEnd:
+				err = ctx.Err()
+			case <-c.finished:
+				return
+			case <-c.inputGone:
 				return
 			case c.input <- p[:n]:
 			}
 		}
-		if err == nil && ctx.Err() == nil {
+		if err == nil {
 			continue
 		}
-		if (err == io.EOF && ctx.Err() == nil) || c.config.Process.StdinOnce {
-			select {
-			case <-c.inputEnd:
-			case c.input <- nil:
-			}
+		if (err == io.EOF && meant()) || c.config.Process.StdinOnce {
+			c.endInput()
 		}
 		return
 	}

@@ -17,8 +17,8 @@
 //
 // Every attachment, log stream and call is an SSH channel of its own, so a
 // slow reader of one does not hold up another. Where SSH has a message it is
-// used: channel data and extended data for the output, EOF for the end of
-// standard input, "window-change", "signal", "exit-status" and "exit-signal".
+// used: channel data and extended data for the output, "window-change",
+// "signal", "exit-status" and "exit-signal".
 // What SSH lacks are JSON documents of a bounded size in private channel types
 // and requests (RFC 4251 section 6).
 //

@@ -22,6 +22,7 @@ type follower struct {
 	log   *LogReader
 	at    [3]int64 // position of log's next entry in the streams
 	limit int64    // where log ends in the file
+	held  LogEntry // read from log, of another stream than what was asked for
 }
 
 // follow starts at the process's first byte or at the present.
@@ -140,16 +141,41 @@ func (f *follower) ahead() bool {
 	return f.r.flushed[Stdout] <= f.pos[Stdout] && f.r.flushed[Stderr] <= f.pos[Stderr]
 }
 
-// fromLog returns the next entry's part after pos, or nothing where the log
-// has been read to its present end.
+// fromLog returns the part after pos of some entries of one stream, or nothing
+// where the log has been read to its present end.
 func (f *follower) fromLog() (Stream, []byte, error) {
+	s, p, err := f.held.Stream, f.held.Data, error(nil)
+	f.held = LogEntry{}
+	for len(p) < maxEntry {
+		var e LogEntry
+		if e, err = f.entry(); err != nil {
+			break
+		}
+		if len(p) > 0 && e.Stream != s {
+			f.held = e
+			return s, p, nil
+		}
+		s, p = e.Stream, append(p, e.Data...)
+	}
+	if len(p) > 0 {
+		// An error comes again.
+		return s, p, nil
+	}
+	if errors.Is(err, io.EOF) {
+		err = f.endOfLog()
+	}
+	return 0, nil, err
+}
+
+// entry returns the part after pos of the next entry that has one.
+func (f *follower) entry() (LogEntry, error) {
 	for {
 		e, err := f.log.Next()
-		if errors.Is(err, io.EOF) {
-			return 0, nil, f.endOfLog()
+		if err == io.EOF {
+			return e, err
 		}
 		if err != nil {
-			return 0, nil, fmt.Errorf("log: %w", err)
+			return e, fmt.Errorf("log: %w", err)
 		}
 		start := f.at[e.Stream]
 		f.at[e.Stream] += int64(len(e.Data))
@@ -158,10 +184,11 @@ func (f *follower) fromLog() (Stream, []byte, error) {
 			continue
 		}
 		if skip < 0 {
-			return 0, nil, errOutputLost
+			return e, errOutputLost
 		}
 		f.pos[e.Stream] = f.at[e.Stream]
-		return e.Stream, e.Data[skip:], nil
+		e.Data = e.Data[skip:]
+		return e, nil
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"io"
 	"net"
 	"os"
@@ -28,7 +29,8 @@ const testID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()
-	if code == 0 {
+	// The fuzzing engine has goroutines of its own.
+	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" {
 		deadline := time.Now().Add(10 * time.Second)
 		for runtime.NumGoroutine() > before && time.Now().Before(deadline) {
 			runtime.Gosched()
@@ -164,6 +166,7 @@ func (g *guest) run(script string) {
 	g.t.Helper()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Stdout, cmd.Stderr = g.output.Writer(tether.Stdout), g.output.Writer(tether.Stderr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		g.t.Fatal(err)
@@ -176,6 +179,7 @@ func (g *guest) run(script string) {
 	go func() {
 		defer close(done)
 		_ = cmd.Wait()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		exit := tether.Exit{Code: ws.ExitStatus()}
 		if ws.Signaled() {
@@ -185,7 +189,7 @@ func (g *guest) run(script string) {
 		g.container.Finished(exit, time.Now())
 	}()
 	g.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-done
 	})
 }

@@ -119,6 +119,9 @@ func appendText(b, p []byte) (_ []byte, valid bool) {
 var errNotEntry = errors.New("not a log entry")
 
 func parseEntry(line []byte) (LogEntry, error) {
+	if e, ok := parsePlain(line); ok {
+		return e, nil
+	}
 	var v struct {
 		Log    *string   `json:"log"`
 		Stream string    `json:"stream"`
@@ -147,6 +150,73 @@ func parseEntry(line []byte) (LogEntry, error) {
 		return LogEntry{}, fmt.Errorf("%w: %d bytes of output, more than %d", errNotEntry, len(e.Data), maxEntry)
 	}
 	return e, nil
+}
+
+// parsePlain reads an entry in exactly the form that appendEntry gives to
+// text, ten times as fast as a JSON decoder. What it does not know is for that.
+func parsePlain(line []byte) (e LogEntry, ok bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(`{"log":"`))
+	if !ok {
+		return e, false
+	}
+	end := bytes.Index(rest, []byte(`","stream":"std`))
+	if end < 0 {
+		return e, false
+	}
+	text := rest[:end]
+	rest, ok = bytes.CutSuffix(bytes.TrimRight(rest[end+len(`","stream":"std`):], "\r\n"), []byte(`"}`))
+	if !ok || len(rest) < len(`out","time":"`) {
+		return e, false
+	}
+	switch at := rest[len(`out","time":"`):]; string(rest[:len(rest)-len(at)]) {
+	case `out","time":"`:
+		e.Stream = Stdout
+	case `err","time":"`:
+		e.Stream = Stderr
+	default:
+		return e, false
+	}
+	at := string(rest[len(`out","time":"`):])
+	var err error
+	if e.Time, err = time.Parse(time.RFC3339Nano, at); err != nil || e.Time.Format(time.RFC3339Nano) != at {
+		return e, false
+	}
+	if e.Data, ok = unescape(text); !ok || len(e.Data) > maxEntry {
+		return LogEntry{}, false
+	}
+	return e, true
+}
+
+// unescape undoes appendText; what appendText does not write is refused.
+func unescape(text []byte) ([]byte, bool) {
+	data := make([]byte, 0, len(text))
+	for len(text) > 0 {
+		i := 0
+		for i < len(text) && text[i] != '\\' && text[i] != '"' && text[i] >= ' ' {
+			i++
+		}
+		data = append(data, text[:i]...)
+		if text = text[i:]; len(text) == 0 {
+			break
+		}
+		if text[0] != '\\' || len(text) < 2 {
+			return nil, false
+		}
+		c := text[1]
+		switch c {
+		case '"', '\\':
+		case 'n':
+			c = '\n'
+		case 'r':
+			c = '\r'
+		case 't':
+			c = '\t'
+		default:
+			return nil, false
+		}
+		data, text = append(data, c), text[2:]
+	}
+	return data, utf8.Valid(data)
 }
 
 // A LogReader reads the entries of a log, oldest first. It is for one

@@ -18,7 +18,11 @@ const (
 	channelCall   = "call" + domain
 	channelLogs   = "logs" + domain
 	requestExit   = "exit" + domain
-	requestPing   = "ping" + domain
+	// requestEOF comes before SSH's own EOF on an attachment and tells the end
+	// of standard input: the SSH package reports the end of a channel, and of
+	// a connection, just as an EOF.
+	requestEOF  = "eof" + domain
+	requestPing = "ping" + domain
 )
 
 // Bounds that both sides hold against each other.

@@ -238,7 +238,7 @@ func (r *Recorder) flush() {
 	defer r.fileMu.Unlock()
 	r.mu.Lock()
 	b, size := r.buf, r.size
-	r.buf = r.spare[:0]
+	r.buf, r.spare = r.spare[:0], nil
 	logged := r.logged
 	r.mu.Unlock()
 	if len(b) == 0 {

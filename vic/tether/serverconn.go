@@ -125,7 +125,15 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	// attach was confirmed is never missed.
 	f := s.config.Output.follow(q.Replay)
 	defer f.close()
-	ctx, ch, gone, cancel := accept(ctx, n, c.attachRequest)
+	eof := make(chan struct{})
+	endInput := sync.OnceFunc(func() { close(eof) })
+	ctx, ch, gone, cancel := accept(ctx, n, func(r *ssh.Request) {
+		if r.Type == requestEOF {
+			endInput()
+			return
+		}
+		c.attachRequest(r)
+	})
 	if ch == nil {
 		return
 	}
@@ -135,7 +143,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	defer ch.Close()
 	wg.Go(func() {
 		if q.Stdin {
-			s.config.Container.stdin(ctx, ch)
+			s.config.Container.stdin(ctx, ch, func() bool { return told(eof, gone) })
 		}
 		// Take what still comes, or the peer's window would fill.
 		_, _ = io.Copy(io.Discard, ch)
@@ -167,6 +175,22 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	}
 	c.exit(ch, e, nil)
 	delivered = finish(ch, gone) && ctx.Err() != nil
+}
+
+// told waits for what says that an end of file was meant, or for the channel's
+// end, after which it cannot come any more.
+func told(eof, gone <-chan struct{}) bool {
+	select {
+	case <-eof:
+		return true
+	case <-gone:
+	}
+	select {
+	case <-eof:
+		return true
+	default:
+		return false
+	}
 }
 
 // exit tells the end, in our own words and then in SSH's.

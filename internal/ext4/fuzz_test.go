@@ -1,0 +1,199 @@
+package ext4_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"testing"
+
+	"github.com/vicsdk/vic-go/internal/ext4"
+)
+
+// smallLayer is a layer of all kinds of entries, small enough for a fuzzer.
+func smallLayer(t testing.TB) []byte {
+	return makeTar(t,
+		entry{name: "./", mode: 0o755}, entry{name: "d/"}, entry{name: "d/f", body: "contents", xattr: map[string]string{"user.x": "y", "user.long": noise(1, 200)}},
+		entry{name: "l", typ: tar.TypeSymlink, link: "d"}, entry{name: "l/g", body: noise(2, 5000)}, entry{name: "h", typ: tar.TypeLink, link: "d/f"},
+		entry{name: "n", typ: tar.TypeChar, dev: [2]int64{1, 3}}, entry{name: "p", typ: tar.TypeFifo}, entry{name: "d/.wh.f"}, entry{name: "d/.wh..wh..opq"})
+}
+
+// sound checks a disk against its model: our reader reads all of it, and it can be rebuilt.
+func sound(t *testing.T, im *image) {
+	t.Helper()
+	r := im.reader(t)
+	err := r.Walk("/", func(name string, in ext4.Info) error {
+		if !in.Mode.IsRegular() {
+			return nil
+		}
+		f, err := r.OpenFile(name)
+		if err == nil && in.Size < 1<<24 {
+			_, err = io.Copy(io.Discard, f)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ext4.Rebuild(r); err != nil {
+		t.Fatal(err)
+	}
+	b, err := im.fs.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ext4.Unmarshal(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzReadLayer(f *testing.F) {
+	f.Add(smallLayer(f), smallLayer(f))
+	f.Add(makeTar(f, entry{name: "a/b/c", body: "1"}), makeTar(f, entry{name: "a/.wh.b"}, entry{name: "a", body: "file"}))
+	f.Fuzz(func(t *testing.T, one, two []byte) {
+		im := newImage(t, 128<<20)
+		for _, l := range [][]byte{one, two} {
+			lim := ext4.Limits{MaxSparseBytes: 1 << 20, MaxEntries: 1000}
+			var spool bytes.Buffer
+			layer, err := ext4.ReadLayer(bytes.NewReader(l), &spool, lim)
+			if err != nil {
+				return
+			}
+			bound, err := im.fs.Apply(layer)
+			if err != nil {
+				return
+			}
+			for _, e := range bound {
+				im.put(e.Abs, spool.Bytes()[e.Rel*ext4.BlockSize:(e.Rel+e.N)*ext4.BlockSize])
+			}
+			im.emit()
+		}
+		sound(t, im)
+	})
+}
+
+// FuzzOpenReader overwrites parts of a sound disk: at is a block among those in use, off where
+// in it, patch what to put there. Checksums of most blocks are repaired by not using them: the
+// second disk has metadata_csum switched off.
+func FuzzOpenReader(f *testing.F) {
+	im := newImage(f, 128<<20)
+	im.mustApply(f, smallLayer(f))
+	im.mustApply(f, makeTar(f, entry{name: "d/.wh.g"}, entry{name: "big", body: holey(6)}))
+	var used []uint64
+	plain := map[uint64][]byte{}
+	for lba, b := range im.blocks {
+		plain[lba] = bytes.Clone(b)
+	}
+	for lba := range uint64(32768) {
+		if im.blocks[lba] != nil {
+			used = append(used, lba)
+		}
+	}
+	plain[0][1024+0x65] &^= 4 // metadata_csum
+	f.Add(uint16(0), uint16(1024), []byte{0, 0}, false)
+	for i := range used {
+		f.Add(uint16(i), uint16(0), []byte{0xff, 0xff, 0xff}, true)
+		f.Add(uint16(i), uint16(40), []byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}, true)
+	}
+	f.Fuzz(func(t *testing.T, at, off uint16, patch []byte, nosum bool) {
+		src := im.blocks
+		if nosum {
+			src = plain
+		}
+		disk := newMemImage(128 << 20)
+		for lba, b := range src {
+			disk.blocks[lba] = b
+		}
+		lba := used[int(at)%len(used)]
+		b := bytes.Clone(src[lba])
+		copy(b[int(off)%ext4.BlockSize:], patch)
+		disk.blocks[lba] = b
+		r, err := ext4.Open(disk, disk.bytes)
+		if err != nil {
+			return
+		}
+		n := 0
+		r.Walk("/", func(name string, in ext4.Info) error {
+			if n++; n > 10000 {
+				return io.EOF
+			}
+			if in.Mode.IsRegular() {
+				if f, err := r.OpenFile(name); err == nil {
+					io.Copy(io.Discard, io.LimitReader(f, 1<<20))
+				}
+			}
+			r.Stat(name)
+			return nil
+		})
+		ext4.Rebuild(r)
+	})
+}
+
+func FuzzUnmarshalIndex(f *testing.F) {
+	im := newImage(f, 128<<20)
+	im.mustApply(f, smallLayer(f))
+	b, err := im.fs.MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	body, err := ext4.IndexBody(b)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		fs, err := ext4.Unmarshal(ext4.IndexOf(body))
+		if err != nil {
+			return
+		}
+		// What is accepted must go on working.
+		layer, err := ext4.ReadLayer(bytes.NewReader(smallLayer(t)), io.Discard, ext4.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fs.Apply(layer); err != nil {
+			return
+		}
+		var p [ext4.BlockSize]byte
+		for _, lba := range fs.Dirty() {
+			fs.Block(lba, p[:])
+		}
+		fs.Commit()
+		out, err := fs.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ext4.Unmarshal(out); err != nil {
+			t.Fatalf("an accepted index leads to one that is not: %v", err)
+		}
+	})
+}
+
+// TestUnmarshalDamaged flips each byte of an index: none may pass unnoticed.
+func TestUnmarshalDamaged(t *testing.T) {
+	im := newImage(t, 128<<20)
+	im.mustApply(t, smallLayer(t))
+	b, err := im.fs.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := sha256.Sum256(b)
+	for i := range b {
+		c := bytes.Clone(b)
+		c[i] ^= 0x10
+		fs, err := ext4.Unmarshal(c)
+		if err != nil {
+			continue
+		}
+		// Bits of the compression that say nothing about the content may change.
+		again, err := fs.MarshalBinary()
+		if err != nil || sha256.Sum256(again) != good {
+			t.Errorf("byte %d changed: another model is accepted", i)
+		}
+	}
+	for n := range b {
+		if _, err := ext4.Unmarshal(b[:n]); err == nil {
+			t.Errorf("an index cut off after %d of %d bytes is accepted", n, len(b))
+		}
+	}
+}

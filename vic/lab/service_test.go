@@ -1,0 +1,517 @@
+package lab_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/lab"
+)
+
+// serveEnv makes the test binary serve a lab instead of running tests.
+const serveEnv = "VIC_TEST_SERVE_LAB"
+
+func serveInstead() {
+	dir := os.Getenv(serveEnv)
+	if dir == "" {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := lab.Serve(ctx, lab.Options{Dir: dir, NoQEMU: os.Getenv("NOQEMU") != ""}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func up(t *testing.T, dir string, env ...string) lab.State {
+	t.Helper()
+	exe := must(os.Executable())(t)
+	s, err := lab.Up(t.Context(), lab.UpOptions{Dir: dir, Argv: []string{exe}, Env: append(append(os.Environ(), serveEnv+"="+dir), env...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lab.Down(context.Background(), dir) })
+	return s
+}
+
+func TestBackground(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := lab.Status(dir); !errors.Is(err, lab.ErrNotRunning) {
+		t.Fatalf("status of nothing: %v", err)
+	}
+	ok(t, lab.Down(t.Context(), dir))
+	s := up(t, dir, "NOQEMU=1")
+	if again := up(t, dir, "NOQEMU=1"); again != s {
+		t.Errorf("a second Up started another lab: %+v, %+v", s, again)
+	}
+	if st, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("lab.json: %v %v", st, err)
+	}
+	_, err := lab.Start(t.Context(), lab.Options{Dir: dir, NoQEMU: true})
+	if err == nil || !strings.Contains(err.Error(), "another lab") {
+		t.Errorf("a second lab on the directory: %v", err)
+	}
+	cfg := must(s.Config())(t)
+	if cfg.URL != s.URL || cfg.User != s.User {
+		t.Errorf("config %+v", cfg)
+	}
+	vc := login2(t, s)
+	_ = vc
+
+	// The guest proxy: wrong password, no such guest, nothing but guests.
+	u := must(url.Parse(s.GuestProxy))(t)
+	for name, c := range map[string]struct {
+		user *url.Userinfo
+		addr string
+		want error
+	}{
+		"wrong password": {url.UserPassword(s.User, "x"), "192.168.127.9:22", vic.ErrDenied},
+		"no login":       {nil, "192.168.127.9:22", vic.ErrDenied},
+		"this machine":   {url.UserPassword(s.User, s.Password), "127.0.0.1:22", vic.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := *u
+			p.User = c.user
+			dial := must(vic.ProxyDialer(&p))(t)
+			if k, err := dial(t.Context(), "tcp", c.addr); !errors.Is(err, c.want) {
+				t.Errorf("connected %v, error %v, want %v", k != nil, err, c.want)
+			}
+		})
+	}
+
+	ok(t, lab.Down(t.Context(), dir))
+	if _, err := lab.Status(dir); !errors.Is(err, lab.ErrNotRunning) {
+		t.Errorf("status after Down: %v", err)
+	}
+	s2 := up(t, dir, "NOQEMU=1")
+	if s2.Password != s.Password || s2.Thumbprint != s.Thumbprint {
+		t.Error("login or certificate changed with a restart")
+	}
+}
+
+// login2 logs in as vic.Config says.
+func login2(t testing.TB, s lab.State) *client {
+	t.Helper()
+	return loginTo(t, lab.Endpoint{URL: must(url.Parse(s.URL))(t), User: s.User, Password: s.Password, CA: []byte(s.CA)}, s.Dir)
+}
+
+// TestKill kills a lab that runs a VM and sees that the next one on its
+// directory ends the VM before anything else.
+func TestKill(t *testing.T) {
+	dir := must(filepath.EvalSymlinks(t.TempDir()))(t)
+	s := up(t, dir)
+	c := login2(t, s)
+	c.bootISO()
+	g := c.boot(bootSpec("g", disk("", 32<<20, ""), nic("VM Network")))
+	g.want("", "write sda kept")
+	mac := g.do("nics")
+	g.want("", "addr %s 192.168.127.20/24 192.168.127.1", mac)
+	g.want("", "listen :7")
+	cfg := must(s.Config())(t)
+	k, err := cfg.DialGuest(t.Context(), "tcp", "192.168.127.20:7")
+	ok(t, err)
+	if a := talk(t, k, "by proxy"); a != "by proxy" {
+		t.Errorf("echo %q", a)
+	}
+	if n := qemus(dir); n != 1 {
+		t.Fatalf("%d QEMUs, want 1", n)
+	}
+	ok(t, syscall.Kill(s.PID, syscall.SIGKILL))
+	waitGone(t, s)
+	if n := qemus(dir); n != 1 {
+		t.Fatalf("%d QEMUs after the lab was killed, want 1", n)
+	}
+	l := start(t, lab.Options{Dir: dir})
+	if n := qemus(dir); n != 0 {
+		t.Errorf("%d QEMUs after the next start", n)
+	}
+	c2 := login(t, l)
+	c2.mustCreate(spec("again", disk("[datastore1] g/g.vmdk", -1, "")))
+	if s := qemuIO(t, c2.path("g/g.vmdk"), "read -v 0 16"); !strings.Contains(s, "kept") {
+		t.Error(s)
+	}
+}
+
+func waitGone(t *testing.T, s lab.State) {
+	t.Helper()
+	for range 1000 {
+		if _, err := lab.Status(s.Dir); errors.Is(err, lab.ErrNotRunning) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the lab does not end")
+}
+
+// TestGovc uses VMware's own command line as a witness.
+func TestGovc(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "govc")
+	if b, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../internal/govc").CombinedOutput(); err != nil {
+		t.Fatalf("build govc: %v\n%s", err, b)
+	}
+	l := start(t, lab.Options{})
+	c := login(t, l)
+	c.bootISO()
+	e := l.Endpoint()
+	home := t.TempDir()
+	run := func(args ...string) (string, error) {
+		cmd := exec.Command(bin, args...)
+		cmd.Env = append(os.Environ(), "HOME="+home, "GOVC_URL="+e.URL.String(), "GOVC_USERNAME="+e.User, "GOVC_PASSWORD="+e.Password,
+			"GOVC_TLS_CA_CERTS="+writeTemp(t, "ca.pem", e.CA), "GOVC_DATASTORE=datastore1", "GOVMOMI_HOME="+home)
+		b, err := cmd.CombinedOutput()
+		return string(b), err
+	}
+	govc := func(args ...string) string {
+		t.Helper()
+		out, err := run(args...)
+		if err != nil {
+			t.Fatalf("govc %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return out
+	}
+	has := func(out string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Errorf("no %q in\n%s", w, out)
+			}
+		}
+	}
+	has(govc("about"), "VMware vCenter Server")
+	has(govc("ls", "/dc1/host/cluster1"), "host1", "Resources")
+	govc("folder.create", "/dc1/vm/demo")
+	govc("pool.create", "/dc1/host/cluster1/Resources/demo")
+	govc("vm.create", "-on=false", "-folder", "/dc1/vm/demo", "-pool", "/dc1/host/cluster1/Resources/demo", "-g", "otherLinux64Guest",
+		"-c", "2", "-m", "128", "-disk.controller", "pvscsi", "-disk", "64M", "-net", "VM Network", "-net.adapter", "vmxnet3", "-iso", "boot.iso", "gv")
+	has(govc("device.ls", "-vm", "gv"), "pvscsi-1000", "disk-1000-0", "ethernet-0", "cdrom-")
+	has(govc("datastore.ls", "gv"), "gv.vmdk", "gv.vmx")
+	govc("vm.power", "-on", "gv")
+	has(govc("vm.info", "gv"), "poweredOn", "2 vCPU")
+	if n := qemus(l.Dir()); n != 1 {
+		t.Errorf("%d QEMUs, want 1", n)
+	}
+	if out, err := run("snapshot.create", "-vm", "gv", "s"); err == nil || !strings.Contains(out, "not support") && !strings.Contains(out, "NotSupported") {
+		t.Errorf("snapshot: %v %s", err, out)
+	}
+	govc("vm.power", "-off", "gv")
+	if n := qemus(l.Dir()); n != 0 {
+		t.Errorf("%d QEMUs after power-off", n)
+	}
+	has(govc("events", "/dc1/vm/demo/gv"), "powered on", "powered off")
+	govc("vm.destroy", "gv")
+	if out := govc("datastore.ls"); strings.Contains(out, "gv") {
+		t.Errorf("left: %s", out)
+	}
+	govc("object.destroy", "/dc1/vm/demo")
+	govc("datastore.mkdir", "d")
+	f := writeTemp(t, "f", []byte("content"))
+	govc("datastore.upload", f, "d/f")
+	govc("datastore.mv", "d/f", "d/g")
+	has(govc("datastore.tail", "d/g"), "content")
+	govc("datastore.rm", "d")
+}
+
+// TestBootByBIOS boots the CD as vSphere does.
+func TestBootByBIOS(t *testing.T) {
+	l := start(t, lab.Options{BootCD: true})
+	c := login(t, l)
+	c.bootISO()
+	g := c.boot(bootSpec("g", disk("", 32<<20, "")))
+	g.want("sda=65536", "disks")
+	tk, err := g.vm.PowerOff(t.Context())
+	ok(t, done(t, tk, err))
+	if n := qemus(l.Dir()); n != 0 {
+		t.Errorf("%d QEMUs left", n)
+	}
+}
+
+// TestReset: a reset and a reboot by the guest start the guest anew within a
+// powered-on VM.
+func TestReset(t *testing.T) {
+	l := start(t, lab.Options{})
+	c := login(t, l)
+	c.bootISO()
+	s := bootSpec("g")
+	s.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.boot", Value: "0"}}
+	g := c.boot(s)
+	wantFault(t, g.vm.ShutdownGuest(t.Context()), &types.ToolsUnavailable{})
+	g.want("", "call tools.set.version 12345")
+	if r := c.props(g.vm).Guest; r.ToolsRunningStatus != "guestToolsRunning" || r.ToolsVersion != "12345" {
+		t.Errorf("tools %+v", r)
+	}
+	ok(t, g.vm.ShutdownGuest(t.Context())) // the test guest does not heed the button
+	again := func(how func()) {
+		t.Helper()
+		g.want("", "set guestinfo.ready no")
+		how()
+		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		defer cancel()
+		ok(t, property.Wait(ctx, property.DefaultCollector(c.Client.Client), g.vm.Reference(), []string{"config.extraConfig"}, func([]types.PropertyChange) bool {
+			return c.guestinfo(g.vm)["guestinfo.ready"] == "yes"
+		}))
+		if p := c.props(g.vm); p.Runtime.PowerState != "poweredOn" || p.Guest.ToolsRunningStatus != "guestToolsNotRunning" {
+			t.Errorf("%s, tools %s", p.Runtime.PowerState, p.Guest.ToolsRunningStatus)
+		}
+		g.n = 0 // the guest reads its orders from the first again
+	}
+	again(func() {
+		g.clear()
+		tk, err := g.vm.Reset(t.Context())
+		ok(t, done(t, tk, err))
+	})
+	g.want("0", "get guestinfo.boot")
+	again(func() {
+		// The order itself must be gone when the guest comes back.
+		n := g.n + 1
+		g.order("rebootlater")
+		g.await(fmt.Sprintf("guestinfo.out.%d", n))
+		g.clear()
+	})
+	if n := qemus(l.Dir()); n != 1 {
+		t.Errorf("%d QEMUs, want 1", n)
+	}
+}
+
+// TestOneTaskPerVM: operations on one VM do not mix.
+func TestOneTaskPerVM(t *testing.T) {
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	ctx := t.Context()
+	vm := c.mustCreate(spec("a"))
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	bad := []error{}
+	for i := range 16 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for j := range 10 {
+				tk, err := vm.Reconfigure(ctx, types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{&types.OptionValue{Key: fmt.Sprintf("k%d.%d", i, j), Value: "v"}}})
+				if err == nil {
+					err = tk.Wait(ctx)
+				}
+				if err != nil && !fault.Is(err, &types.TaskInProgress{}) {
+					mu.Lock()
+					bad = append(bad, err)
+					mu.Unlock()
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	if len(bad) > 0 {
+		t.Errorf("%d errors, the first: %v", len(bad), bad[0])
+	}
+}
+
+// TestConcurrentCreations: one name is made once, and many VMs at once are fine.
+func TestConcurrentCreations(t *testing.T) {
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	made, dup := 0, 0
+	for i := range 40 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			_, err := c.create(spec("n"+strconv.Itoa(i/2), disk("", 1<<20, ""), nic("VM Network")))
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				made++
+			case fault.Is(err, &types.DuplicateName{}):
+				dup++
+			default:
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if made != 20 || dup != 20 {
+		t.Errorf("%d made and %d duplicates of 20 names asked for twice", made, dup)
+	}
+	if n := len(c.files("")); n != 20 {
+		t.Errorf("%d directories", n)
+	}
+	macs := map[string]bool{}
+	for _, vm := range must(c.f.VirtualMachineList(t.Context(), "*"))(t) {
+		devs := object.VirtualDeviceList(c.props(vm).Config.Hardware.Device)
+		macs[devs.FindByKey(4000).(*types.VirtualVmxnet3).MacAddress] = true
+	}
+	if len(macs) != 20 {
+		t.Errorf("%d MAC addresses for 20 VMs", len(macs))
+	}
+	// A folder takes its VMs along.
+	f := must(c.vms.CreateFolder(t.Context(), "f"))(t)
+	var refs []types.ManagedObjectReference
+	for _, vm := range must(c.f.VirtualMachineList(t.Context(), "*"))(t) {
+		refs = append(refs, vm.Reference())
+	}
+	tk, err := f.MoveInto(t.Context(), refs)
+	ok(t, done(t, tk, err))
+	tk, err = f.Destroy(t.Context())
+	ok(t, done(t, tk, err))
+	if n := len(c.files("")); n != 0 {
+		t.Errorf("%d directories left after the folder", n)
+	}
+}
+
+func TestCounters(t *testing.T) {
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	l.ResetCounters()
+	vm := c.mustCreate(spec("a"))
+	tk, err := vm.PowerOn(t.Context())
+	ok(t, done(t, tk, err))
+	ok(t, c.ds.Upload(t.Context(), strings.NewReader("x"), "x", nil))
+	got := l.Counters()
+	if got.Tasks["createVm"] != 1 || got.Tasks["powerOn"] != 1 || got.Requests["PowerOnVM_Task"] != 1 || got.Files["PUT"] != 1 || got.LongPolls == 0 || got.LongPolls != got.Requests["WaitForUpdatesEx"] || got.Total() < 5 {
+		t.Errorf("%+v", got)
+	}
+	if l.ResetCounters(); l.Counters().Total() != 0 {
+		t.Error("not reset")
+	}
+}
+
+// TestTasksAreForgotten: the inventory does not grow with every task.
+func TestTasksAreForgotten(t *testing.T) {
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	ctx := t.Context()
+	vdm := object.NewVirtualDiskManager(c.Client.Client)
+	var first, last *object.Task
+	for i := range 1100 {
+		tk, err := vdm.DeleteVirtualDisk(ctx, "[datastore1] none.vmdk", c.dc)
+		ok(t, err)
+		if i == 0 {
+			first = tk
+		}
+		last = tk
+	}
+	wantFault(t, last.Wait(ctx), &types.FileNotFound{})
+	var m mo.Task
+	if err := first.Properties(ctx, first.Reference(), []string{"info"}, &m); !fault.Is(err, &types.ManagedObjectNotFound{}) {
+		t.Errorf("the first of 1,100 tasks is still there: %v", err)
+	}
+	_, err := methods.CancelTask(ctx, c.Client.Client, &types.CancelTask{This: last.Reference()})
+	wantFault(t, err, &types.InvalidState{})
+}
+
+// TestCloseEndsWaits: nothing that a client waits for holds up the end, and a
+// wait whose client has gone ends.
+func TestCloseEndsWaits(t *testing.T) {
+	l, err := lab.Start(t.Context(), lab.Options{Dir: t.TempDir(), NoQEMU: true})
+	ok(t, err)
+	c := login(t, l)
+	vm := c.mustCreate(spec("a"))
+	wait := func(ctx context.Context) error {
+		return property.Wait(ctx, property.DefaultCollector(c.Client.Client), vm.Reference(), []string{"name"}, func([]types.PropertyChange) bool { return false })
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	errc := make(chan error, 2)
+	go func() { errc <- wait(gone) }()
+	go func() { errc <- wait(context.Background()) }()
+	for l.Counters().LongPolls < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-errc
+	closed := make(chan struct{})
+	go func() { _ = l.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("Close hangs")
+	}
+	if err := <-errc; err == nil {
+		t.Error("a wait came to a good end")
+	}
+	ok(t, l.Close())
+}
+
+// TestQEMUFails: the fault has QEMU's own words, and nothing stays behind.
+func TestQEMUFails(t *testing.T) {
+	dir := t.TempDir()
+	fake := filepath.Join(dir, "qemu")
+	ok(t, os.WriteFile(fake, []byte("#!/bin/sh\necho 'the machine is on fire' >&2\nexit 1\n"), 0o755))
+	l := start(t, lab.Options{QEMU: fake, Dir: filepath.Join(dir, "lab")})
+	c := login(t, l)
+	vm := c.mustCreate(spec("a", disk("", 1<<20, ""), nic("VM Network")))
+	for range 2 {
+		tk, err := vm.PowerOn(t.Context())
+		err = done(t, tk, err)
+		wantFault(t, err, &types.GenericVmConfigFault{})
+		if !strings.Contains(err.Error(), "on fire") {
+			t.Errorf("error %v", err)
+		}
+	}
+	if s := c.props(vm).Runtime.PowerState; s != "poweredOff" {
+		t.Errorf("power state %s", s)
+	}
+	tk, err := vm.Destroy(t.Context())
+	ok(t, done(t, tk, err))
+}
+
+func TestOptions(t *testing.T) {
+	for name, o := range map[string]lab.Options{
+		"Dir":          {NoQEMU: true},
+		"Listen":       {Dir: "x", NoQEMU: true, Listen: "0.0.0.0:0"},
+		"Hosts":        {Dir: "x", NoQEMU: true, Hosts: 100},
+		"Accel":        {Dir: "x", NoQEMU: true, Accel: "magic"},
+		"Datastores":   {Dir: "x", NoQEMU: true, Datastores: []string{"../x"}},
+		"QEMU":         {Dir: "x", QEMU: "no-such-program"},
+		"Networks[1]":  {Dir: "x", NoQEMU: true, Networks: []lab.Network{{Name: "a"}, {Name: "a"}}},
+		"Networks[0]":  {Dir: "x", NoQEMU: true, Networks: []lab.Network{{Name: "a/b"}}},
+		"Networks[1].": {Dir: "x", NoQEMU: true, Networks: []lab.Network{{Name: "a", Subnet: prefix("10.0.0.0/24")}, {Name: "b", Subnet: prefix("10.0.0.0/23")}}},
+	} {
+		_, err := lab.Start(t.Context(), o)
+		if err == nil || !strings.Contains(err.Error(), "Options."+name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestBigRequest: a request's memory is bounded.
+func TestBigRequest(t *testing.T) {
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: c.Client.Client.Client.DefaultTransport().TLSClientConfig}}
+	defer h.CloseIdleConnections()
+	r, _ := http.NewRequestWithContext(t.Context(), "POST", l.Endpoint().URL.String(), io.LimitReader(zeros{}, 64<<20))
+	res, err := h.Do(r)
+	if err == nil {
+		res.Body.Close()
+		if res.StatusCode == 200 {
+			t.Error("64 MiB of zeros were answered")
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
