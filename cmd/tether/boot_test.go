@@ -1,3 +1,5 @@
+//go:build linux && amd64
+
 package main_test
 
 import (
@@ -79,6 +81,11 @@ func TestBootTimeline(t *testing.T) {
 	start := time.Now()
 	c := g.dialKey(ctx, s.HostKey)
 	t.Logf("dial and handshake: %v", time.Since(start).Round(100*time.Microsecond))
+	for range 3 {
+		start = time.Now()
+		_ = g.dialKey(ctx, s.HostKey).Close()
+		t.Logf("dial and handshake again: %v", time.Since(start).Round(100*time.Microsecond))
+	}
 	var pings []time.Duration
 	for range 5 {
 		d, err := c.Ping(ctx)

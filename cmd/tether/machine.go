@@ -1,3 +1,5 @@
+//go:build linux && amd64
+
 package main
 
 import (
@@ -70,6 +72,7 @@ func (m *machine) run() {
 	if err := m.prepare(); err != nil {
 		m.log.Error("cannot set up the machine", "error", err)
 	}
+	m.mark("mounts")
 	if err := m.configure(ctx); err != nil {
 		// There is no container yet that could tell it.
 		m.log.Error("no usable configuration", "error", err)
@@ -136,6 +139,7 @@ func (m *machine) configure(ctx context.Context) error {
 	if m.info, err = openGuestinfo(); err != nil {
 		return err
 	}
+	m.mark("guestinfo")
 	ctx, cancel := context.WithTimeout(ctx, configWait)
 	defer cancel()
 	doc, err := m.info.Get(ctx, tether.ConfigKey)
@@ -181,6 +185,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		if err != nil {
 			return err
 		}
+		m.mark("disk")
 		if err := mountRoot(dev); err != nil {
 			return err
 		}

@@ -1,3 +1,5 @@
+//go:build linux && amd64
+
 // Command tether is PID 1 of a container VM. It brings up the machine, runs
 // the container's process on the root disk and serves controllers over the
 // protocol of package vic/tether; when the process has ended it puts

@@ -1,3 +1,5 @@
+//go:build linux && amd64
+
 package main_test
 
 import (
@@ -220,7 +222,7 @@ func boot(t *testing.T, o bootOptions, args ...string) *guest {
 	t.Cleanup(func() {
 		_ = g.cmd.Process.Kill()
 		<-g.exited
-		if t.Failed() {
+		if t.Failed() || os.Getenv("VIC_TEST_CONSOLE") != "" {
 			t.Logf("console:\n%s", g.consoleText())
 		}
 	})

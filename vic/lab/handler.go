@@ -15,8 +15,9 @@ import (
 // The simulator casts the objects of its registry to its own types, so those
 // stay what they are, and calls on them are sent here instead.
 type base struct {
-	Self types.ManagedObjectReference
-	lab  *Lab
+	// The simulator looks for such a part in all objects when it searches VMs.
+	mo.ExtensibleManagedObject
+	lab *Lab
 }
 
 func (b *base) Reference() types.ManagedObjectReference { return b.Self }
@@ -27,7 +28,7 @@ func (*base) Lock()   {}
 func (*base) Unlock() {}
 
 func (l *Lab) newBase(name string) base {
-	return base{types.ManagedObjectReference{Type: "Lab", Value: name}, l}
+	return base{mo.ExtensibleManagedObject{Self: types.ManagedObjectReference{Type: "Lab", Value: name}}, l}
 }
 
 // override registers the object that answers for objects of a managed type.

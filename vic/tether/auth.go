@@ -23,7 +23,7 @@ const clockSkew = 10 * time.Minute
 func algorithms() ssh.Config {
 	return ssh.Config{
 		KeyExchanges: []string{ssh.KeyExchangeCurve25519},
-		Ciphers:      []string{ssh.CipherChaCha20Poly1305, ssh.CipherAES128GCM},
+		Ciphers:      []string{ssh.CipherAES128GCM, ssh.CipherChaCha20Poly1305},
 		MACs:         []string{ssh.HMACSHA256ETM}, // Both ciphers bring their own.
 	}
 }

@@ -59,6 +59,11 @@ type LogEntry struct {
 // is not UTF-8 has, beside the text in which each wrong byte became U+FFFD,
 // its bytes in base64 under "raw", so that the log holds what was written.
 func appendEntry(b []byte, e LogEntry) []byte {
+	return appendStamped(b, e, e.Time.UTC().AppendFormat(nil, time.RFC3339Nano))
+}
+
+// appendStamped is appendEntry with the time as text.
+func appendStamped(b []byte, e LogEntry, stamp []byte) []byte {
 	b = append(b, `{"log":"`...)
 	b, valid := appendText(b, e.Data)
 	b = append(b, `","stream":"`...)
@@ -68,7 +73,7 @@ func appendEntry(b []byte, e LogEntry) []byte {
 		b = base64.StdEncoding.AppendEncode(b, e.Data)
 	}
 	b = append(b, `","time":"`...)
-	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
+	b = append(b, stamp...)
 	return append(b, "\"}\n"...)
 }
 
@@ -118,10 +123,21 @@ func appendText(b, p []byte) (_ []byte, valid bool) {
 // errNotEntry reports a line of a log that is no entry.
 var errNotEntry = errors.New("not a log entry")
 
-func parseEntry(line []byte) (LogEntry, error) {
-	if e, ok := parsePlain(line); ok {
+// stamps remembers the last time that was read: lines that were written
+// together have the same.
+type stamps struct {
+	text string
+	time time.Time
+}
+
+func (s *stamps) parse(line []byte) (LogEntry, error) {
+	if e, ok := s.parsePlain(line); ok {
 		return e, nil
 	}
+	return parseEntry(line)
+}
+
+func parseEntry(line []byte) (LogEntry, error) {
 	var v struct {
 		Log    *string   `json:"log"`
 		Stream string    `json:"stream"`
@@ -154,7 +170,7 @@ func parseEntry(line []byte) (LogEntry, error) {
 
 // parsePlain reads an entry in exactly the form that appendEntry gives to
 // text, ten times as fast as a JSON decoder. What it does not know is for that.
-func parsePlain(line []byte) (e LogEntry, ok bool) {
+func (s *stamps) parsePlain(line []byte) (e LogEntry, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(`{"log":"`))
 	if !ok {
 		return e, false
@@ -176,11 +192,15 @@ func parsePlain(line []byte) (e LogEntry, ok bool) {
 	default:
 		return e, false
 	}
-	at := string(rest[len(`out","time":"`):])
-	var err error
-	if e.Time, err = time.Parse(time.RFC3339Nano, at); err != nil || e.Time.Format(time.RFC3339Nano) != at {
-		return e, false
+	if at := rest[len(`out","time":"`):]; string(at) != s.text {
+		text := string(at)
+		t, err := time.Parse(time.RFC3339Nano, text)
+		if err != nil || t.Format(time.RFC3339Nano) != text {
+			return e, false
+		}
+		s.text, s.time = text, t
 	}
+	e.Time = s.time
 	if e.Data, ok = unescape(text); !ok || len(e.Data) > maxEntry {
 		return LogEntry{}, false
 	}
@@ -227,6 +247,7 @@ type LogReader struct {
 	close   func() error
 	skipped int
 	line    []byte // of the last entry, valid until the next
+	stamps  stamps
 }
 
 // NewLogReader reads a log from r, which stays the caller's. The log may come
@@ -254,7 +275,7 @@ func (l *LogReader) Next() (LogEntry, error) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
-		e, perr := parseEntry(line)
+		e, perr := l.stamps.parse(line)
 		if perr != nil {
 			l.skipped++
 			if err != nil {

@@ -1,6 +1,7 @@
 package tether
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -53,6 +54,8 @@ type Recorder struct {
 	partial  [3][]byte
 	since    [3]time.Time // of partial's first byte
 	buf      []byte       // encoded, not yet in the file
+	stamped  time.Time    // of the last entry,
+	stamp    []byte       // and as text
 	base     int64        // size of the file before this process
 	size     int64        // size of the file
 	index    []mark
@@ -157,11 +160,8 @@ func (r *Recorder) lines(s Stream, p []byte, now time.Time) {
 			r.since[s] = now
 		}
 		n, end := len(p), false
-		for i, c := range p {
-			if c == '\n' {
-				n, end = i+1, true
-				break
-			}
+		if i := bytes.IndexByte(p, '\n'); i >= 0 {
+			n, end = i+1, true
 		}
 		if len(part)+n > maxEntry {
 			n, end = maxEntry-len(part), true
@@ -205,7 +205,10 @@ func (r *Recorder) emit(s Stream, p []byte, at time.Time) {
 	if len(p) == 0 {
 		return
 	}
-	r.buf = appendEntry(r.buf, LogEntry{s, at, p})
+	if !at.Equal(r.stamped) {
+		r.stamped, r.stamp = at, at.UTC().AppendFormat(r.stamp[:0], time.RFC3339Nano)
+	}
+	r.buf = appendStamped(r.buf, LogEntry{s, at, p}, r.stamp)
 	r.logged[s] += int64(len(p))
 }
 
