@@ -255,7 +255,7 @@ func TestBootBadConfig(t *testing.T) {
 	<-g.exited
 }
 
-func TestBootNoDiskRoot(t *testing.T) {
+func TestBootBadAuthority(t *testing.T) {
 	g := boot(t, bootOptions{config: func(c *tether.Config) { c.Authority = "nonsense" }}, "true")
 	s := g.status(ended)
 	if s.State != tether.Failed || !strings.Contains(s.Error, "authority") {

@@ -39,11 +39,14 @@ type image struct {
 	err   error
 }
 
+var imageDir string // what TestMain removes
+
 var buildImage = sync.OnceValue(func() image {
 	dir, err := os.MkdirTemp("", "vic-tether-test-")
 	if err != nil {
 		return image{err: err}
 	}
+	imageDir = dir
 	ctx := context.Background()
 	if err := bootiso.BuildTether(ctx, "", filepath.Join(dir, "tether")); err != nil {
 		return image{err: err}
@@ -78,10 +81,8 @@ var buildImage = sync.OnceValue(func() image {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if im := buildImage; code >= 0 && os.Getenv("VIC_TEST_KERNEL_TREE") != "" {
-		if got := im(); got.iso != "" {
-			_ = os.RemoveAll(filepath.Dir(got.iso))
-		}
+	if imageDir != "" {
+		_ = os.RemoveAll(imageDir)
 	}
 	os.Exit(code)
 }

@@ -131,7 +131,7 @@ func Open(ctx context.Context, c *vic.Client, name string, o *Options) (*Engine,
 			return nil, err
 		}
 		if len(all) != 1 {
-			return nil, fault.Wrap("open VCH", vic.Ref{Kind: "VCH"}, fault.Of(vic.ErrInvalid, "there are %d VCHs: name one", len(all)))
+			return nil, fault.Wrap("open", vic.Ref{Kind: "VCH"}, fault.Of(vic.ErrInvalid, "there are %d VCHs: name one", len(all)))
 		}
 		name = all[0].Name
 	}

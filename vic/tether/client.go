@@ -261,15 +261,24 @@ func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
 }
 
 // Logs reads the log of the process's output and, with Follow, goes on until
-// the process has ended or ctx ends. The reader must be closed.
+// the process has ended or ctx ends. The reader must be closed. It tells io.EOF
+// at the log's end only, and not where the connection broke.
 func (c *Client) Logs(ctx context.Context, o LogOptions) (*LogReader, error) {
 	ch, requests, err := c.open(ctx, channelLogs, o)
 	if err != nil {
 		return nil, fmt.Errorf("tether: logs: %w", err)
 	}
-	go ssh.DiscardRequests(requests)
+	whole := make(chan bool, 1)
+	go func() {
+		end := false
+		for r := range requests {
+			end = end || r.Type == requestEnd
+			refuse(r)
+		}
+		whole <- end
+	}()
 	stop := context.AfterFunc(ctx, func() { _ = ch.Close() })
-	l := NewLogReader(&logStream{ctx, ch, c.done})
+	l := NewLogReader(&logStream{r: ch, whole: whole, canceled: ctx.Err})
 	l.close = func() error {
 		stop()
 		_ = ch.Close() // The guest may have closed it before.
@@ -278,20 +287,29 @@ func (c *Client) Logs(ctx context.Context, o LogOptions) (*LogReader, error) {
 	return l, nil
 }
 
-// logStream tells a log's end from a connection's.
+// logStream tells a log's end from a connection's: both are an io.EOF of the
+// channel.
 type logStream struct {
-	ctx  context.Context
-	ch   ssh.Channel
-	done <-chan struct{}
+	r        io.Reader
+	whole    <-chan bool
+	canceled func() error
+	err      error
 }
 
 func (s *logStream) Read(p []byte) (int, error) {
-	n, err := s.ch.Read(p)
-	if err != io.EOF {
-		return n, err
+	if s.err != nil {
+		return 0, s.err
 	}
-	if s.ctx.Err() != nil {
-		return n, fmt.Errorf("tether: logs: %w", s.ctx.Err())
+	n, err := s.r.Read(p)
+	if err == io.EOF {
+		switch whole := <-s.whole; {
+		case whole:
+		case s.canceled() != nil:
+			err = fmt.Errorf("tether: logs: %w", s.canceled())
+		default:
+			err = fmt.Errorf("tether: logs: %w", io.ErrUnexpectedEOF)
+		}
 	}
+	s.err = err
 	return n, err
 }

@@ -220,7 +220,7 @@ func (f *follower) gapAt(file int64) bool {
 
 // A logTail hands out the log file's bytes as it grows.
 type logTail struct {
-	ctx  context.Context
+	done <-chan struct{} // ends a wait
 	r    *Recorder
 	wake chan struct{}
 	off  int64
@@ -229,7 +229,7 @@ type logTail struct {
 
 // tail reads the file from off, to its present end or on.
 func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
-	t := &logTail{ctx: ctx, r: r, wake: r.watch(), off: off, end: -1}
+	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
 	if !on {
 		t.end = r.fileSize()
 	}
@@ -266,8 +266,8 @@ func (t *logTail) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		select {
-		case <-t.ctx.Done():
-			return 0, t.ctx.Err()
+		case <-t.done:
+			return 0, context.Canceled
 		case <-t.wake:
 		}
 	}

@@ -23,6 +23,7 @@ const (
 	// a connection, just as an EOF.
 	requestEOF  = "eof" + domain
 	requestPing = "ping" + domain
+	requestEnd  = "end" + domain // comes before the EOF of a log that is complete
 )
 
 // Bounds that both sides hold against each other.

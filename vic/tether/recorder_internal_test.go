@@ -74,7 +74,7 @@ func TestFollowersGetEveryByte(t *testing.T) {
 		from [3]int
 	}
 	followers := []late{{f: r.follow(true)}}
-	for i := range 4000 {
+	for i := range 2000 {
 		s := Stdout + Stream(rnd.IntN(2))
 		p := make([]byte, rnd.IntN(3000))
 		for j := range p {
@@ -87,7 +87,7 @@ func TestFollowersGetEveryByte(t *testing.T) {
 				p[j] = 'a' + byte(rnd.IntN(26))
 			}
 		}
-		if i%500 == 250 {
+		if i%400 == 250 {
 			followers = append(followers,
 				late{f: r.follow(true)},
 				late{f: r.follow(false), from: [3]int{0, len(want[1]), len(want[2])}})

@@ -485,7 +485,18 @@ func TestLostConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l, err := c.Logs(ctx, tether.LogOptions{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	g.stop()
+	for err == nil {
+		_, err = l.Next()
+	}
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a log on a lost connection ends in %v", err)
+	}
 	if _, err := a.Wait(); err == nil || errors.Is(err, tether.ErrDetached) {
 		t.Errorf("Wait on a lost connection: %v", err)
 	}

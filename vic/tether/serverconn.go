@@ -340,6 +340,9 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	l.keep = o.keep
 	for {
 		_, err := l.Next()
+		if err == io.EOF && ctx.Err() == nil {
+			_, _ = ch.SendRequest(requestEnd, false, nil)
+		}
 		if err != nil {
 			break
 		}

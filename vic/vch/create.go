@@ -28,7 +28,7 @@ import (
 // A name that is taken is vic.ErrConflict, unless spec.ID is the ID of the VCH
 // that has it, which is then opened.
 func Create(ctx context.Context, c *vic.Client, spec Spec, o Options) (*VCH, error) {
-	const op = "create VCH"
+	const op = "create"
 	ref := vic.Ref{Kind: "VCH", ID: spec.ID, Name: spec.Name}
 	if err := spec.Validate(); err != nil {
 		return nil, fault.Wrap(op, ref, err)

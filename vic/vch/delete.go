@@ -20,7 +20,7 @@ import (
 // that is not there is no error, so that deleting again completes what a crash
 // cut off.
 func Delete(ctx context.Context, c *vic.Client, name string) error {
-	const op = "delete VCH"
+	const op = "delete"
 	ref := vic.Ref{Kind: "VCH", Name: name}
 	if !nameRE.MatchString(name) {
 		return fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "no VCH can have this name"))

@@ -20,7 +20,7 @@ type VCH struct {
 // Open looks a VCH up by name. One whose creation or deletion was not
 // completed is vic.ErrState; Delete clears it away.
 func Open(ctx context.Context, c *vic.Client, name string) (*VCH, error) {
-	const op = "open VCH"
+	const op = "open"
 	ref := vic.Ref{Kind: "VCH", Name: name}
 	if !nameRE.MatchString(name) {
 		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "no VCH can have this name"))

@@ -1,0 +1,246 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+
+	"github.com/vicsdk/vic-go/internal/testimage"
+	"github.com/vicsdk/vic-go/internal/testregistry"
+)
+
+// cli is a built vic with a lab, a VCH and an image of its own.
+type cli struct {
+	bin, dir, image string
+	env             []string
+}
+
+// start builds vic, starts the lab in the background and makes a VCH.
+func start(t *testing.T) *cli {
+	t.Helper()
+	iso := os.Getenv("VIC_BOOTSTRAP_ISO")
+	if iso == "" {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("VIC_BOOTSTRAP_ISO is not set: use make")
+		}
+		t.Skip("VIC_BOOTSTRAP_ISO is not set: \"make test\" builds the ISO and sets it")
+	}
+	dir := t.TempDir()
+	c := &cli{bin: filepath.Join(dir, "vic"), dir: filepath.Join(dir, "lab")}
+	if out, err := exec.Command("go", "build", "-o", c.bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	reg := testregistry.ForTest(t, nil)
+	layout, err := testimage.Busybox(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.image, _, err = reg.Push(t.Context(), layout, "busybox:latest"); err != nil {
+		t.Fatal(err)
+	}
+	c.env = append(os.Environ(), "VIC_LAB="+c.dir, "VIC_PLAIN_HTTP="+reg.Addr(), "VIC_BOOTSTRAP_ISO="+iso, "VIC_TARGET=", "VIC_VCH=", "PASSED_ON=from here")
+	c.want(t, 0, "the lab is up", "lab", "up")
+	t.Cleanup(func() {
+		c.want(t, 0, "the lab is down", "lab", "down")
+		if left := processes(c.dir); len(left) > 0 {
+			t.Errorf("left running: %v", left)
+		}
+	})
+	c.want(t, 0, "", "create", "demo")
+	return c
+}
+
+func processes(dir string) []string {
+	var out []string
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte(dir)) {
+			out = append(out, string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+		}
+	}
+	return out
+}
+
+func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, c.bin, args...)
+	cmd.Env = c.env
+	return cmd
+}
+
+// run runs vic and returns standard output, standard error and the exit code.
+func (c *cli) run(t *testing.T, stdin io.Reader, args ...string) (string, string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var out, errOut bytes.Buffer
+	cmd := c.command(ctx, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// want runs vic and checks its exit code and that its output has a text.
+func (c *cli) want(t *testing.T, code int, text string, args ...string) string {
+	t.Helper()
+	out, errOut, got := c.run(t, nil, args...)
+	if got != code || !strings.Contains(out+errOut, text) {
+		t.Fatalf("vic %s: exit code %d (want %d), want %q in\n%s%s", strings.Join(args, " "), got, code, text, out, errOut)
+	}
+	return out
+}
+
+func TestCommands(t *testing.T) {
+	c := start(t)
+	t.Run("pipe through cat", func(t *testing.T) {
+		out, errOut, code := c.run(t, strings.NewReader("hello\n"), "run", "-i", "--rm", c.image, "cat")
+		if out != "hello\n" || code != 0 {
+			t.Errorf("exit code %d, output %q, %s", code, out, errOut)
+		}
+	})
+	t.Run("killed", func(t *testing.T) { c.want(t, 137, "", "run", "--rm", c.image, "sh", "-c", "kill -9 $$") })
+	t.Run("missing command", func(t *testing.T) {
+		c.want(t, 127, "no-such-command", "run", "--rm", c.image, "no-such-command")
+	})
+	t.Run("options", func(t *testing.T) {
+		out := c.want(t, 0, "", "run", "--rm", "-e", "A=1,2", "-e", "PASSED_ON", "-w", "/tmp", "-u", "1000:1000", "--cpus", "2", "-m", "300m", c.image,
+			"sh", "-c", `echo "$A|$PASSED_ON|$(pwd)|$(id -u):$(id -g)|$(nproc)|$(awk '/MemTotal/{print ($2>200000 && $2<310000)}' /proc/meminfo)"`)
+		if out != "1,2|from here|/tmp|1000:1000|2|1\n" {
+			t.Errorf("got %q", out)
+		}
+	})
+	t.Run("detached, ps, logs, stop with a trap, rm", func(t *testing.T) {
+		c.want(t, 0, "", "run", "-d", "--name", "web", c.image, "sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done")
+		for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+			if out, _, code := c.run(t, nil, "logs", "web"); code == 0 && out == "up\n" {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("the container did not come up")
+			}
+		}
+		c.want(t, 0, "running", "ps")
+		c.want(t, 1, "running", "rm", "web")
+		begin := time.Now()
+		c.want(t, 0, "web", "stop", "-t", "30", "web")
+		if took := time.Since(begin); took > 20*time.Second {
+			t.Errorf("stop took %v of the 30 s that the trap had", took)
+		}
+		c.want(t, 0, "exited (5)", "ps", "-a")
+		if out := c.want(t, 0, "", "logs", "web"); out != "up\nbye\n" {
+			t.Errorf("logs: %q", out)
+		}
+		c.want(t, 0, "web", "rm", "web")
+		c.want(t, 3, "no such container", "rm", "web")
+	})
+	t.Run("terminal", func(t *testing.T) { testTerminal(t, c) })
+	t.Run("wrong usage", func(t *testing.T) {
+		c.want(t, 2, "usage: vic run", "run")
+		c.want(t, 2, "--memory", "run", "-m", "lots", c.image)
+		c.want(t, 125, "image name", "run", "UPPER//case")
+		c.want(t, 4, "taken", "create", "demo")
+		c.want(t, 2, "Name", "create", "no/slash")
+	})
+	c.want(t, 0, "", "delete", "--force", "--images", "demo")
+	if out := c.want(t, 0, "", "ls"); strings.Contains(out, "demo") {
+		t.Errorf("still there: %s", out)
+	}
+}
+
+// testTerminal runs vic on a terminal of its own: the window's size arrives at
+// the start and after a change, and Ctrl-C interrupts the process in the guest.
+func testTerminal(t *testing.T, c *cli) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := c.command(ctx, "run", "-it", "--rm", c.image, "sh", "-c", `stty size; trap 'stty size' WINCH; trap 'echo got it; exit 42' INT; echo ready; while :; do sleep 0.2; done`)
+	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 31, Cols: 97})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	var mu sync.Mutex
+	var screen bytes.Buffer
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := tty.Read(b)
+			mu.Lock()
+			screen.Write(b[:n])
+			mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	wait := func(text string) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+			mu.Lock()
+			s := screen.String()
+			mu.Unlock()
+			if strings.Contains(s, text) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%q did not appear; the screen shows %q", text, s)
+			}
+		}
+	}
+	wait("31 97\r\n")
+	wait("ready\r\n")
+	if err := pty.Setsize(tty, &pty.Winsize{Rows: 40, Cols: 120}); err != nil {
+		t.Fatal(err)
+	}
+	wait("40 120\r\n")
+	if _, err := tty.Write([]byte{3}); err != nil {
+		t.Fatal(err)
+	}
+	wait("got it\r\n")
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 42 {
+		t.Errorf("vic ended with %v, not with 42", err)
+	}
+}
+
+// A signal that ends vic run without a terminal goes to the container's
+// process, whose exit code comes back.
+func TestSignalIsPassedOn(t *testing.T) {
+	c := start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := c.command(ctx, "run", "--rm", c.image, "sh", "-c", "trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.2; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 6)
+	if _, err := io.ReadFull(out, b); err != nil || string(b) != "ready\n" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	rest, _ := io.ReadAll(out)
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 9 || string(rest) != "term\n" {
+		t.Errorf("%v, output %q", err, rest)
+	}
+}
