@@ -15,7 +15,7 @@ export VIC_BOOTSTRAP_ISO    := $(ISO)
 FUZZTIME ?= 3m
 BENCH    ?= .
 
-.PHONY: help setup build iso demo test test-short bench soak fuzz lint clean
+.PHONY: help setup build iso demo test test-short bench soak fuzz plant lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,10 +46,14 @@ test-short: ## what needs neither QEMU nor root
 bench: setup build iso ## the performance table
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench
 
-soak: setup build iso fuzz ## what takes long: fuzzing
+soak: setup build iso fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees
+	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
 
 fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
 	scripts/fuzz $(FUZZTIME)
+
+plant: ## bugs planted in a copy, one for each parser, that fuzzing must find
+	go run ./internal/plant
 
 lint: ## golangci-lint, where it is installed
 	golangci-lint run

@@ -41,7 +41,7 @@ const govmomi = "github.com/vmware/govmomi/..."
 // tools are programs and test support of the project's own; they may use
 // everything.
 func tools() []string {
-	return []string{"@/internal/demo/...", "@/internal/govc/...", "@/internal/bench/...", "@/internal/testlab/..."}
+	return []string{"@/internal/demo/...", "@/internal/plant/...", "@/internal/govc/...", "@/internal/bench/...", "@/internal/testlab/..."}
 }
 
 func rules() []rule {
@@ -272,7 +272,7 @@ func TestImportRules(t *testing.T) {
 			p("@/vic/vch/inner", "@/vic"), p("@/vic/containervm", "@/vic/tether", "@/internal/ext4"),
 			p("@/vic/tether", "golang.org/x/crypto/ssh", "@/internal/rpci"), p("@/internal/rpci"),
 			p("@/vic/imagestore", "oras.land/oras-go/v2/content"), p("@/vic/registry", "oras.land/oras-go/v2/registry/remote"),
-			p("@/vic/engine", "@/vic/vch", "@/vic/tether", "@/vic/registry"), p("@/vic/lab", vim, "@/internal/vmdk"),
+			p("@/vic/engine", "@/vic/vch", "@/vic/tether", "@/vic/registry"), p("@/vic/lab", vim, "@/bootiso", "@/internal/vmdk"),
 			p("@/internal/chain", "@/vic", "@/internal/ext4", "@/internal/vmdk"), p("@/internal/ext4/inner"), p("@/internal/ext4", "@/internal/ext4/inner"),
 			p("@/cmd/vic", "@/cmd/vic/inner", "@/vic/engine", "@/vic/lab"), p("@/cmd/vic/inner"),
 			p("@/cmd/tether", "@/vic/tether", "github.com/vmware/govmomi/toolbox"), p("github.com/vmware/govmomi/toolbox", "github.com/vmware/govmomi/toolbox/hgfs"),

@@ -222,6 +222,10 @@ func TestExtractRefuses(t *testing.T) {
 		{"cut off", good[:len(good)-2048], "/boot/initrd: unexpected EOF"},
 		{"no config", bytes.Replace(good, []byte("ISOLINUX.CFG"), []byte("ISOLINUX.CFX"), 1), "/isolinux/isolinux.cfg: no such file"},
 		{"no kernel", bytes.Replace(good, []byte("KERNEL /boot"), []byte("KARNEL /boot"), 1), "no KERNEL"},
+		{"no label", bytes.Replace(good, []byte("LABEL vic"), []byte("LABUL vic"), 1), "no LABEL"},
+		{"default", bytes.Replace(good, []byte("DEFAULT vic"), []byte("DEFAULT vik"), 1), `DEFAULT "vik" is no LABEL`},
+		{"menu", bytes.Replace(good, []byte("PROMPT 0"), []byte("UI m.c32"), 1), `UI "m.c32"`},
+		{"kernel is a module", bytes.Replace(good, []byte("KERNEL /boot/vmlinuz"), []byte("KERNEL /boot/initrd "), 1), "not an x86 bzImage"},
 		{"kernel elsewhere", bytes.Replace(good, []byte("KERNEL /boot/vmlinuz"), []byte("KERNEL /../etc/passw"), 1), "no such file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -237,6 +241,41 @@ func TestExtractRefuses(t *testing.T) {
 	binary.LittleEndian.PutUint32(lie[i-33+10:], 0x7fffffff)
 	if _, err := bootiso.Extract(bytes.NewReader(lie)); err == nil {
 		t.Error("a file of 2 GiB was read")
+	}
+}
+
+// The configuration is what isolinux makes of it, not only what Build writes.
+func TestExtractConfig(t *testing.T) {
+	o := fakeOptions(t, filepath.Join(t.TempDir(), "a.iso"))
+	o.Cmdline = strings.Repeat("x", 200) // room for another text
+	good := build(t, o)
+	at := bytes.Index(good, []byte("DEFAULT vic\n"))
+	for _, tt := range []struct{ name, config, want string }{
+		{"DEFAULT", "DEFAULT b\nLABEL a\nKERNEL /none\nINITRD /none\nLABEL b\nKERNEL /boot/vmlinuz\nINITRD /boot/initrd\nAPPEND b\n", "b"},
+		{"first", "label a\n linux /boot/vmlinuz\n initrd /boot/initrd\n append a  1\nlabel b\nkernel /none\n", "a  1"},
+		{"initrd= in APPEND", "LABEL a\nLINUX /boot/vmlinuz\nAPPEND q initrd=/boot/initrd z\n", "q z"},
+		{"several", "LABEL a\nLINUX /boot/vmlinuz\nAPPEND initrd=/boot/initrd,/boot/initrd\n", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			image := bytes.Clone(good)
+			end := at + bytes.IndexByte(image[at:], 0)
+			if n := copy(image[at:end], tt.config); n < len(tt.config) {
+				t.Fatal("no room")
+			}
+			for i := at + len(tt.config); i < end; i++ {
+				image[i] = '\n'
+			}
+			p, err := bootiso.Extract(bytes.NewReader(image))
+			if tt.want == "" {
+				if err == nil || !strings.Contains(err.Error(), "several RAM disks") {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil || p.Cmdline != tt.want || !bytes.Equal(p.Kernel, o.Kernel) {
+				t.Errorf("%+v, %v", p, err)
+			}
+		})
 	}
 }
 

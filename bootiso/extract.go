@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -27,7 +28,8 @@ type Parts struct {
 
 // Extract reads the kernel, the RAM disk and the command line out of an image
 // that Build wrote, or of any ISO 9660 image with an isolinux configuration at
-// the same place. It reads no more memory than the parts have bytes, which are
+// the same place whose default entry starts Linux with one RAM disk. Files are
+// found by their ISO 9660 names, without Rock Ridge or Joliet. It reads no more memory than the parts have bytes, which are
 // at most 512 MiB each. The reader stays the caller's.
 func Extract(r io.ReaderAt) (*Parts, error) {
 	root, err := openISO(r)
@@ -55,34 +57,64 @@ func Extract(r io.ReaderAt) (*Parts, error) {
 	return p, nil
 }
 
-// parseConfig reads the first label of an isolinux configuration.
+// parseConfig reads the default entry of an isolinux configuration (Syslinux,
+// doc/syslinux.txt): DEFAULT names a label, without it the first one counts.
 func parseConfig(text string) (kernel, initrd, cmdline string, err error) {
-	labels := 0
+	type entry struct{ kernel, initrd, cmdline string }
+	var first, cur *entry
+	labels := map[string]*entry{}
+	want := ""
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		value = strings.TrimSpace(value)
-		switch strings.ToUpper(key) {
-		case "LABEL":
-			labels++
-		case "KERNEL", "LINUX":
-			if labels <= 1 {
-				kernel = value
+		key = strings.ToUpper(key)
+		switch {
+		case key == "UI":
+			return "", "", "", fmt.Errorf("UI %.80q: a menu decides what boots", value)
+		case key == "DEFAULT":
+			want = value
+		case key == "LABEL":
+			cur = new(entry)
+			labels[value] = cur
+			if first == nil {
+				first = cur
 			}
-		case "INITRD":
-			if labels <= 1 {
-				initrd = value
-			}
-		case "APPEND":
-			if labels <= 1 {
-				cmdline = value
-			}
+		case cur == nil: // a default for all labels, which Build has no use for
+		case key == "KERNEL" || key == "LINUX":
+			cur.kernel = value
+		case key == "INITRD":
+			cur.initrd = value
+		case key == "APPEND":
+			cur.cmdline = value
 		}
+	}
+	if first == nil {
+		return "", "", "", errors.New("no LABEL")
+	}
+	e := first
+	if want != "" {
+		if e = labels[want]; e == nil {
+			return "", "", "", fmt.Errorf("DEFAULT %.80q is no LABEL", want)
+		}
+	}
+	kernel, initrd, cmdline = e.kernel, e.initrd, e.cmdline
+	// Syslinux takes a RAM disk's name out of APPEND, too.
+	if args := strings.Fields(cmdline); strings.Contains(cmdline, "initrd=") {
+		cmdline = strings.Join(slices.DeleteFunc(args, func(a string) bool {
+			v, ok := strings.CutPrefix(a, "initrd=")
+			if ok {
+				initrd = v
+			}
+			return ok
+		}), " ")
 	}
 	switch {
 	case kernel == "":
 		err = errors.New("no KERNEL")
 	case initrd == "":
 		err = errors.New("no INITRD")
+	case strings.Contains(initrd, ","):
+		err = fmt.Errorf("INITRD %.80q: several RAM disks", initrd)
 	case len(cmdline) > maxCmdline:
 		err = fmt.Errorf("APPEND: longer than %d bytes", maxCmdline)
 	case strings.IndexByte(cmdline, 0) >= 0:

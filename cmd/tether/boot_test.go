@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +62,8 @@ func TestBootOutputAndExit(t *testing.T) {
 		}
 		got = append(got, e.Stream.String()+" "+string(e.Data))
 	}
-	if diff := cmp.Diff([]string{"stdout hello\n", "stderr oops\n"}, got); diff != "" {
+	slices.Sort(got) // two pipes: which is read first is chance
+	if diff := cmp.Diff([]string{"stderr oops\n", "stdout hello\n"}, got); diff != "" {
 		t.Error(diff)
 	}
 	var s tether.Status

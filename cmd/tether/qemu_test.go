@@ -191,7 +191,7 @@ func boot(t *testing.T, o bootOptions, args ...string) *guest {
 	}
 	argv := []string{
 		"-nodefaults", "-display", "none", "-no-user-config", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
-		"-smp", "2", "-m", ram, "-rtc", "base=utc", "-qmp", "unix:" + g.qmp + ",server=on,wait=off", "-no-reboot",
+		"-smp", "1", "-m", ram, "-rtc", "base=utc", "-qmp", "unix:" + g.qmp + ",server=on,wait=off", "-no-reboot",
 		"-chardev", "stdio,id=com1,signal=off", "-device", "isa-serial,chardev=com1",
 		"-chardev", "socket,id=com4,path=" + filepath.Join(dir, "com4"), "-device", "isa-serial,index=3,chardev=com4",
 		"-device", "pvscsi,id=scsi0", "-drive", "if=none,id=d0,format=raw,cache=unsafe,file=" + g.disk,

@@ -18,6 +18,7 @@ import (
 	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/internal/testlab"
 	"github.com/vicsdk/vic-go/internal/vmdk"
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/imagestore"
@@ -100,27 +101,65 @@ func (f *firstByte) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// BenchmarkCalls counts what one run asks of vSphere, all of it counted in the
-// server.
+// BenchmarkCalls counts what one run by a new process asks of vSphere, from its
+// login to its logout, all of it counted in the server: once until the
+// container has ended, once with its removal.
 func BenchmarkCalls(b *testing.B) {
 	e := testlab.Start(b, testlab.Options{})
 	image := e.Busybox(b)
 	coldStart(b, e, image)
 	for b.Loop() {
-		e.Lab.ResetCounters()
-		coldStart(b, e, image)
-		c := e.Lab.ResetCounters()
-		tasks := 0
-		for _, n := range c.Tasks {
-			tasks += n
+		for _, remove := range []bool{false, true} {
+			e.Lab.ResetCounters()
+			oneProcess(b, e, image, remove)
+			c := e.Lab.ResetCounters()
+			tasks := 0
+			for _, n := range c.Tasks {
+				tasks += n
+			}
+			name := "run-"
+			if remove {
+				name = "run+rm-"
+			}
+			b.ReportMetric(float64(tasks), name+"tasks")
+			b.ReportMetric(float64(c.Total()-c.LongPolls), name+"requests")
+			b.ReportMetric(float64(c.LongPolls), name+"long-polls")
+			b.Logf("%s: %d connections, %d logins, tasks %v", name, c.Connections, c.Logins, c.Tasks)
+			b.Logf("%s: requests %v, files %v", name, c.Requests, c.Files)
 		}
-		b.ReportMetric(float64(tasks), "tasks")
-		b.ReportMetric(float64(c.Total()-c.LongPolls), "requests")
-		b.ReportMetric(float64(c.LongPolls), "long-polls")
-		b.ReportMetric(float64(c.Connections), "connections")
-		b.ReportMetric(float64(c.Logins), "logins")
-		b.Logf("tasks of one run and removal: %v", c.Tasks)
-		b.Logf("requests: %v, files: %v", c.Requests, c.Files)
+	}
+}
+
+// oneProcess does what the command does: connect, open the VCH, run, log out.
+func oneProcess(b *testing.B, e *testlab.Env, image string, remove bool) {
+	b.Helper()
+	cfg, err := e.Lab.Config()
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := vic.Connect(b.Context(), cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	eng := e.Open(b, c, nil)
+	vm, exit, err := eng.Run(b.Context(), engine.RunSpec{
+		Image: image, Remove: remove, Container: containervm.Spec{Args: []string{"echo", "hello"}},
+		Streams: tether.Streams{Stdout: io.Discard},
+	})
+	if err != nil || exit.Code != 0 {
+		b.Fatalf("exit %+v, error %v", exit, err)
+	}
+	if err := c.Close(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	if !remove {
+		again, _, err := e.Engine.Find(b.Context(), vm.ID())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := again.Delete(b.Context(), true); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

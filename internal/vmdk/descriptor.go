@@ -232,15 +232,16 @@ func ParseDescriptor(p []byte) (*Descriptor, error) {
 }
 
 func (d *Descriptor) line(line string, seen map[string]bool) error {
-	for _, access := range [...]string{"RW ", "RDONLY ", "NOACCESS "} {
-		if strings.HasPrefix(line, access) {
-			if len(d.Extents) == maxExtents {
-				return fmt.Errorf("more than %d extents", maxExtents)
-			}
-			e, err := parseExtent(line)
-			d.Extents = append(d.Extents, e)
-			return err
+	// Any blank ends the access, as it does for other readers: a line that is an extent for
+	// one must not be a key for another.
+	switch strings.Fields(line)[0] {
+	case "RW", "RDONLY", "NOACCESS":
+		if len(d.Extents) == maxExtents {
+			return fmt.Errorf("more than %d extents", maxExtents)
 		}
+		e, err := parseExtent(line)
+		d.Extents = append(d.Extents, e)
+		return err
 	}
 	key, value, ok := strings.Cut(line, "=")
 	if !ok {

@@ -74,6 +74,7 @@ func TestParseDescriptorRefuses(t *testing.T) {
 		{"\"e.vmdk\"", "", "names no file"},
 		{"parentFileNameHint=\"p.vmdk\"\n", "", "parentFileNameHint is missing"},
 		{"createType=\"vmfsSparse\"\n", "", "createType is missing"},
+		{"\"e.vmdk\"\n", "\"e.vmdk\"\nRW\v8\tVMFS /etc/x=\n", "extent"},
 		{"isNativeSnapshot", "garbage\nisNativeSnapshot", "neither"},
 	} {
 		if !strings.Contains(ok, tc.old) {

@@ -114,7 +114,7 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 
 	if parent == nil {
 		if parent, err = s.base(ctx); err != nil {
-			return nil, err
+			return nil, why(ctx, err)
 		}
 	}
 	var fs *ext4.FS
@@ -126,10 +126,19 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 		parent, fs, err = s.add(ctx, parent, fs, u, f, chain, i, t)
 		u.spool.close()
 		if err != nil {
-			return nil, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err)
+			return nil, why(ctx, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err))
 		}
 	}
 	return parent, nil
+}
+
+// why returns the failure that ended a context, where one did, because every
+// request that was under way then fails with it.
+func why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
 }
 
 // present finds the longest part of a chain that the store has, and returns

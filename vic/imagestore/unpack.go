@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
+	"net"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -61,7 +64,7 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: 2*s.bytes + 1<<30, ctx: ctx.Err}
 	l, err := ext4.ReadLayer(diff, sp.w, ext4.Limits{})
 	if err != nil {
-		return nil, ahead.cause(err)
+		return nil, content(ahead.cause(err))
 	}
 	if err := diff.finish("diff ID"); err != nil {
 		return nil, ahead.cause(err)
@@ -74,6 +77,17 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 		return nil, err
 	}
 	return l, blob.finish("digest")
+}
+
+// content says of an error that the layer's content is to blame, unless it is
+// another's: the network's, the temporary file's, the caller's.
+func content(err error) error {
+	var file *fs.PathError
+	var network net.Error
+	if errors.As(err, &file) || errors.As(err, &network) || errors.Is(err, context.Canceled) || errors.Is(err, vic.ErrUnavailable) {
+		return err
+	}
+	return fault.As(vic.ErrInvalid, err)
 }
 
 // decompress looks at the first bytes, because media types lie.

@@ -15,78 +15,44 @@ import (
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/vic/lab"
 )
 
-// bootISO makes a CD of the test kernel and the guest program, and puts it on
-// the datastore as boot.iso. VIC_TEST_KERNEL names the kernel; modules are
-// taken from ../lib/modules beside it, if they are there.
+// bootISO makes a CD whose PID 1 is the guest program in place of the tether,
+// and puts it on the datastore as boot.iso. VIC_TEST_KERNEL_TREE is the
+// directory of an unpacked kernel package.
 func (c *client) bootISO() {
 	t := c.t
 	t.Helper()
-	kernel := os.Getenv("VIC_TEST_KERNEL")
-	if kernel == "" {
-		unless(t, "VIC_TEST_KERNEL names no kernel to boot")
+	tree := os.Getenv("VIC_TEST_KERNEL_TREE")
+	if tree == "" {
+		unless(t, "VIC_TEST_KERNEL_TREE names no unpacked kernel package to boot")
 	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		unless(t, "QEMU is not installed")
 	}
-	if _, err := exec.LookPath("xorriso"); err != nil {
-		unless(t, "xorriso is not installed")
+	loader, err := bootiso.OpenLoader()
+	if err != nil {
+		unless(t, err.Error())
 	}
+	kernel, modules, err := bootiso.KernelTree(tree)
+	ok(t, err)
 	dir := t.TempDir()
-	root := filepath.Join(dir, "cd/isolinux")
-	ok(t, os.MkdirAll(root, 0o755))
 	build := exec.Command("go", "build", "-o", filepath.Join(dir, "init"), "./testdata/guest")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if b, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the guest: %v\n%s", err, b)
 	}
-	var cpio bytes.Buffer
-	add := func(name string, mode int, b []byte) {
-		fmt.Fprintf(&cpio, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00", 0, mode, 0, 0, 1, 0, len(b), 0, 0, 0, 0, len(name)+1, 0, name)
-		pad(&cpio)
-		cpio.Write(b)
-		pad(&cpio)
-	}
-	add("init", 0o100755, must(os.ReadFile(filepath.Join(dir, "init")))(t))
-	add("modules", 0o40755, nil)
-	for _, m := range []string{"scsi_common", "scsi_mod", "sd_mod", "vmw_pvscsi", "vmxnet3", "crc-t10dif", "crct10dif_common", "t10-pi", "crc64-rocksoft", "crc64-rocksoft_common", "crc64", "crc64-rocksoft_generic"} {
-		found, _ := filepath.Glob(filepath.Join(filepath.Dir(kernel), "../lib/modules/*/kernel/*"))
-		for _, top := range found {
-			_ = filepath.WalkDir(top, func(p string, d os.DirEntry, err error) error {
-				if err == nil && filepath.Base(p) == m+".ko" {
-					add("modules/"+m+".ko", 0o100644, must(os.ReadFile(p))(t))
-				}
-				return nil
-			})
-		}
-	}
-	add("TRAILER!!!", 0, nil)
-	ok(t, os.WriteFile(filepath.Join(root, "initrd"), cpio.Bytes(), 0o644))
-	ok(t, os.WriteFile(filepath.Join(root, "vmlinuz"), must(os.ReadFile(kernel))(t), 0o644))
-	ok(t, os.WriteFile(filepath.Join(root, "isolinux.cfg"), []byte("DEFAULT vic\nPROMPT 0\nTIMEOUT 1\nLABEL vic\n  KERNEL /isolinux/vmlinuz\n  APPEND initrd=/isolinux/initrd console=ttyS0 quiet panic=-1\n"), 0o644))
-	args := []string{"-as", "mkisofs", "-quiet", "-R", "-o", filepath.Join(dir, "boot.iso")}
-	for name, from := range map[string]string{"isolinux.bin": "/usr/lib/ISOLINUX/isolinux.bin", "ldlinux.c32": "/usr/lib/syslinux/modules/bios/ldlinux.c32"} {
-		b, err := os.ReadFile(from)
-		if err != nil {
-			unless(t, "isolinux is not installed")
-		}
-		ok(t, os.WriteFile(filepath.Join(root, name), b, 0o644))
-	}
-	args = append(args, "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", filepath.Join(dir, "cd"))
-	if b, err := exec.Command("xorriso", args...).CombinedOutput(); err != nil {
-		t.Fatalf("xorriso: %v\n%s", err, b)
-	}
+	ok(t, bootiso.Build(t.Context(), bootiso.Options{
+		Kernel: kernel, Modules: modules, Loader: loader, Tether: must(os.ReadFile(filepath.Join(dir, "init")))(t),
+		// The guest heeds no power button and mounts no overlay.
+		Late: []string{},
+		Out:  filepath.Join(dir, "boot.iso"),
+	}))
 	f := must(os.Open(filepath.Join(dir, "boot.iso")))(t)
 	defer f.Close()
 	ok(t, c.ds.Upload(t.Context(), f, "boot.iso", nil))
-}
-
-func pad(b *bytes.Buffer) {
-	for b.Len()%4 != 0 {
-		b.WriteByte(0)
-	}
 }
 
 // bootSpec is a VM that boots boot.iso.
@@ -330,4 +296,65 @@ func qemus(dir string) int {
 		}
 	}
 	return n
+}
+
+// TestBootByBIOS boots the CD as vSphere does.
+func TestBootByBIOS(t *testing.T) {
+	l := start(t, lab.Options{BootCD: true})
+	c := login(t, l)
+	c.bootISO()
+	g := c.boot(bootSpec("g", disk("", 32<<20, "")))
+	g.want("sda=65536", "disks")
+	tk, err := g.vm.PowerOff(t.Context())
+	ok(t, done(t, tk, err))
+	if n := qemus(l.Dir()); n != 0 {
+		t.Errorf("%d QEMUs left", n)
+	}
+}
+
+// TestReset: a reset and a reboot by the guest start the guest anew within a
+// powered-on VM.
+func TestReset(t *testing.T) {
+	l := start(t, lab.Options{})
+	c := login(t, l)
+	c.bootISO()
+	s := bootSpec("g")
+	s.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.boot", Value: "0"}}
+	g := c.boot(s)
+	wantFault(t, g.vm.ShutdownGuest(t.Context()), &types.ToolsUnavailable{})
+	g.want("", "call tools.set.version 12345")
+	if r := c.props(g.vm).Guest; r.ToolsRunningStatus != "guestToolsRunning" || r.ToolsVersion != "12345" {
+		t.Errorf("tools %+v", r)
+	}
+	ok(t, g.vm.ShutdownGuest(t.Context())) // the test guest does not heed the button
+	again := func(how func()) {
+		t.Helper()
+		g.want("", "set guestinfo.ready no")
+		how()
+		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		defer cancel()
+		ok(t, property.Wait(ctx, property.DefaultCollector(c.Client.Client), g.vm.Reference(), []string{"config.extraConfig"}, func([]types.PropertyChange) bool {
+			return c.guestinfo(g.vm)["guestinfo.ready"] == "yes"
+		}))
+		if p := c.props(g.vm); p.Runtime.PowerState != "poweredOn" || p.Guest.ToolsRunningStatus != "guestToolsNotRunning" {
+			t.Errorf("%s, tools %s", p.Runtime.PowerState, p.Guest.ToolsRunningStatus)
+		}
+		g.n = 0 // the guest reads its orders from the first again
+	}
+	again(func() {
+		g.clear()
+		tk, err := g.vm.Reset(t.Context())
+		ok(t, done(t, tk, err))
+	})
+	g.want("0", "get guestinfo.boot")
+	again(func() {
+		// The order itself must be gone when the guest comes back.
+		n := g.n + 1
+		g.order("rebootlater")
+		g.await(fmt.Sprintf("guestinfo.out.%d", n))
+		g.clear()
+	})
+	if n := qemus(l.Dir()); n != 1 {
+		t.Errorf("%d QEMUs, want 1", n)
+	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/vmdk"
 )
 
 // maxChain bounds a disk's chain of parents. vSphere's own limit is half of it.
@@ -16,39 +18,38 @@ const maxChain = 64
 // A link is one disk of a chain.
 type link struct {
 	at   location
-	desc *descriptor
+	desc *vmdk.Descriptor
 }
 
 // files returns the link's descriptor and extents.
 func (k link) files() []location {
 	out := []location{k.at}
-	for _, e := range k.desc.extents {
-		out = append(out, location{k.at.store, path.Join(path.Dir(k.at.rel), e.file)})
+	for _, e := range k.desc.Extents {
+		out = append(out, location{k.at.store, path.Join(path.Dir(k.at.rel), e.File)})
 	}
 	return out
 }
 
 // openLink reads the descriptor at p and sees that its extents are there.
 func openLink(p location) (link, types.BaseMethodFault) {
-	b, err := p.read(maxDescriptor)
+	b, err := p.read(vmdk.MaxDescriptorBytes)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return link{}, fileNotFound(p.String())
 		}
 		return link{}, badDisk(p, err)
 	}
-	d, err := parseDescriptor(b)
+	d, err := parseDisk(b)
 	if err != nil {
 		return link{}, badDisk(p, err)
 	}
 	k := link{p, d}
-	for _, f := range k.files()[1:] {
-		st, err := f.root.Lstat(f.rel)
-		if err != nil {
+	for i, f := range k.files()[1:] {
+		if !f.exists() {
 			return link{}, fileNotFound(f.String())
 		}
-		if !st.Mode().IsRegular() {
-			return link{}, badDisk(f, errors.New("not a regular file"))
+		if err := checkExtent(f, d.Extents[i].Type); err != nil {
+			return link{}, badDisk(f, err)
 		}
 	}
 	return k, nil
@@ -73,15 +74,15 @@ func (l *Lab) openChain(p location) ([]link, types.BaseMethodFault) {
 		}
 		if n := len(chain); n != 0 {
 			child := chain[n-1]
-			if child.desc.parentCID != k.desc.cid {
-				return nil, badDisk(child.at, fmt.Errorf("its parent %s was changed: content ID %08x, not %08x", p, k.desc.cid, child.desc.parentCID))
+			if child.desc.ParentCID != k.desc.CID {
+				return nil, badDisk(child.at, fmt.Errorf("its parent %s was changed: content ID %08x, not %08x", p, k.desc.CID, child.desc.ParentCID))
 			}
-			if child.desc.bytes() != k.desc.bytes() {
+			if child.desc.Bytes() != k.desc.Bytes() {
 				return nil, badDisk(child.at, fmt.Errorf("its parent %s has another capacity", p))
 			}
 		}
 		chain = append(chain, k)
-		if k.desc.parentCID == noParent {
+		if k.desc.ParentCID == vmdk.NoParent {
 			return chain, nil
 		}
 		if len(chain) == maxChain {
@@ -96,7 +97,7 @@ func (l *Lab) openChain(p location) ([]link, types.BaseMethodFault) {
 // parentOf follows parentFileNameHint: relative to the child's directory, or
 // absolute as ESXi spells it, /vmfs/volumes/DATASTORE/path.
 func (l *Lab) parentOf(k link) (location, types.BaseMethodFault) {
-	hint := k.desc.parentHint
+	hint := k.desc.ParentHint
 	if rest, ok := strings.CutPrefix(hint, "/vmfs/volumes/"); ok {
 		ds, rel, _ := strings.Cut(rest, "/")
 		s := l.stores[ds]
@@ -185,11 +186,11 @@ func (l *Lab) deleteDisk(p location) types.BaseMethodFault {
 		if !p.exists() {
 			return fault
 		}
-		k = link{p, &descriptor{}}
+		k = link{p, &vmdk.Descriptor{}}
 		for _, s := range []string{"-flat.vmdk", "-delta.vmdk"} {
 			f := location{p.store, path.Join(path.Dir(p.rel), stem(p)+s)}
 			if f.exists() {
-				k.desc.extents = append(k.desc.extents, extent{file: path.Base(f.rel)})
+				k.desc.Extents = append(k.desc.Extents, vmdk.Extent{File: path.Base(f.rel)})
 			}
 		}
 	}
@@ -216,8 +217,8 @@ func backing(chain []link, ds map[string]*store) *types.VirtualDiskFlatVer2Backi
 			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: k.at.String(), Datastore: &ref},
 			DiskMode:                     string(types.VirtualDiskModePersistent),
 			ThinProvisioned:              types.NewBool(true),
-			Uuid:                         canonicalUUID(k.desc.uuid),
-			ContentId:                    fmt.Sprintf("%08x", k.desc.cid),
+			Uuid:                         canonicalUUID(uuidOf(k.desc)),
+			ContentId:                    fmt.Sprintf("%08x", k.desc.CID),
 			Parent:                       out,
 		}
 	}

@@ -234,10 +234,16 @@ func TestHostileDescriptors(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})
 	c := login(t, l)
 	ok(t, c.createDisk("[datastore1] ok.vmdk", 64<<10))
+	ok(t, c.ds.Upload(t.Context(), strings.NewReader("KDMV"+strings.Repeat("\x00", 508)), "kdmv-delta.vmdk", nil))
+	ok(t, c.ds.Upload(t.Context(), strings.NewReader("COWD"), "cut-delta.vmdk", nil))
 	head := "# Disk DescriptorFile\nversion=1\nCID=00000001\n"
 	for name, text := range map[string]string{
 		"absolute extent":  head + "parentCID=ffffffff\ncreateType=\"vmfs\"\nRW 8 VMFS \"/etc/passwd\"\n",
 		"extent above":     head + "parentCID=ffffffff\ncreateType=\"vmfs\"\nRW 8 VMFS \"../../../lab.json\"\n",
+		"blanks":           head + "parentCID=ffffffff\ncreateType=\"vmfs\"\nRW\t8 VMFS \"/etc/passwd=\"\nRW\v8 VMFS \"/etc/passwd=\"\nRW 8 VMFS \"ok-flat.vmdk\"\n",
+		"read-only extent": head + "parentCID=ffffffff\ncreateType=\"vmfs\"\nRDONLY 8 VMFS \"ok-flat.vmdk\"\n",
+		"KDMV as COWD":     head + "parentCID=ffffffff\ncreateType=\"vmfsSparse\"\nRW 8 VMFSSPARSE \"kdmv-delta.vmdk\"\n",
+		"COWD, cut off":    head + "parentCID=ffffffff\ncreateType=\"vmfsSparse\"\nRW 8 VMFSSPARSE \"cut-delta.vmdk\"\n",
 		"protocol":         head + "parentCID=ffffffff\ncreateType=\"vmfs\"\nRW 8 VMFS \"nbd:unix:x\"\n",
 		"raw device":       head + "parentCID=ffffffff\ncreateType=\"vmfsRaw\"\nRW 8 VMFSRAW \"/dev/sda\"\n",
 		"parent above":     head + "parentCID=00000002\ncreateType=\"vmfsSparse\"\nparentFileNameHint=\"../../../x.vmdk\"\nRW 8 VMFSSPARSE \"ok-flat.vmdk\"\n",

@@ -9,6 +9,8 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/vmdk"
 )
 
 // diskHandler answers the methods of VirtualDiskManager.
@@ -130,14 +132,7 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 			return fault
 		}
 	}
-	d := *k.desc
-	d.extents = nil
-	if len(chain) > 1 {
-		d.parentHint = hintTo(dst, chain[1].at)
-	}
-	if !move {
-		d.cid, d.uuid = newDiskID()
-	}
+	var extents []vmdk.Extent
 	var made []location
 	undo := func() {
 		for _, f := range made {
@@ -145,9 +140,9 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 		}
 	}
 	for i, f := range k.files()[1:] {
-		e := k.desc.extents[i]
-		e.file = extentName(dst, e.kind, i, len(k.desc.extents))
-		out := location{dst.store, path.Join(path.Dir(dst.rel), e.file)}
+		e := k.desc.Extents[i]
+		e.File = extentName(dst, e.Type, i, len(k.desc.Extents))
+		out := location{dst.store, path.Join(path.Dir(dst.rel), e.File)}
 		if err := copyTree(ctx, f, out, progress); err != nil {
 			undo()
 			if ctx.Err() != nil {
@@ -156,13 +151,18 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 			return fileFault(to, err)
 		}
 		made = append(made, out)
-		d.extents = append(d.extents, e)
+		extents = append(extents, e)
 	}
-	err := dst.create(func(f *os.File) error {
-		_, err := f.Write(d.format())
-		return err
-	})
-	if err != nil {
+	d := *k.desc
+	d.Extents = extents
+	if len(chain) > 1 {
+		d.ParentHint = hintTo(dst, chain[1].at)
+	}
+	if !move {
+		cid, id := newDiskID()
+		d = *withIdentity(&d, extents, cid, id)
+	}
+	if err := writeDescriptor(dst, &d); err != nil {
 		undo()
 		return fileFault(to, err)
 	}
@@ -174,7 +174,7 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 
 func extentName(p location, kind string, i, n int) string {
 	suffix := "-flat"
-	if kind == "VMFSSPARSE" {
+	if kind == vmfsSparse {
 		suffix = "-delta"
 	}
 	if n > 1 {
@@ -213,12 +213,13 @@ func (l *Lab) extendDisk(p location, bytes int64) types.BaseMethodFault {
 	}
 	k := chain[0]
 	switch {
-	case len(chain) > 1 || len(k.desc.extents) != 1:
+	case len(chain) > 1 || len(k.desc.Extents) != 1:
 		return notSupported("extending %s: it is a child disk or has several extents", p)
-	case bytes < k.desc.bytes():
-		return invalidArgument("newCapacityKb", "%d bytes are less than the disk's %d: disks do not shrink", bytes, k.desc.bytes())
-	case bytes%sector != 0 || bytes > 62<<40:
-		return invalidArgument("newCapacityKb", "%d bytes are not a multiple of 512 up to 62 TiB", bytes)
+	case bytes < k.desc.Bytes():
+		return invalidArgument("newCapacityKb", "%d bytes are less than the disk's %d: disks do not shrink", bytes, k.desc.Bytes())
+	}
+	if err := checkCapacity(bytes); err != nil {
+		return invalidArgument("newCapacityKb", "%v", err)
 	}
 	flat := k.files()[1]
 	if by := l.locks.holder(flat); by != "" {
@@ -234,13 +235,11 @@ func (l *Lab) extendDisk(p location, bytes int64) types.BaseMethodFault {
 	if err != nil {
 		return fileFault(p.String(), err)
 	}
-	d := *k.desc
-	d.extents = []extent{{bytes / sector, k.desc.extents[0].kind, k.desc.extents[0].file}}
+	e := k.desc.Extents[0]
+	e.Sectors = uint64(bytes / vmdk.SectorSize)
+	d := withIdentity(k.desc, []vmdk.Extent{e}, k.desc.CID, uuidOf(k.desc))
 	tmp := location{p.store, path.Join(hidden, "desc-"+randomText())}
-	err = tmp.create(func(f *os.File) error {
-		_, err := f.Write(d.format())
-		return err
-	})
+	err = writeDescriptor(tmp, d)
 	if err == nil {
 		err = tmp.root.Rename(tmp.rel, p.rel)
 	}
@@ -256,7 +255,7 @@ func (h *diskHandler) QueryVirtualDiskUuid(_ *simulator.Context, req *types.Quer
 	if fault == nil {
 		var k link
 		if k, fault = openLink(p); fault == nil {
-			body.Res = &types.QueryVirtualDiskUuidResponse{Returnval: k.desc.uuid}
+			body.Res = &types.QueryVirtualDiskUuidResponse{Returnval: uuidOf(k.desc)}
 			return body
 		}
 	}

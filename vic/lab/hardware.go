@@ -171,7 +171,14 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(net
 	if l.opts.Accel == "kvm" {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
 	} else {
-		a = append(a, "-accel", "tcg,tb-size=128", "-cpu", "max")
+		accel := "tcg,tb-size=128"
+		if s.config.Hardware.NumCPU > 1 {
+			// With a thread per CPU, two of them have been seen to wait for
+			// each other for ever (QEMU 7.2, "soft lockup" on both). One thread
+			// that takes turns is slower and does not.
+			accel += ",thread=single"
+		}
+		a = append(a, "-accel", accel, "-cpu", "max")
 	}
 	a = append(a, l.serialArguments(hw)...)
 	for _, b := range hw.buses {

@@ -42,7 +42,8 @@ type Options struct {
 	Accel string
 	// BootCD boots a VM's CD-ROM by BIOS, as vSphere does. Otherwise the
 	// kernel, initrd and command line of the image's isolinux.cfg are taken
-	// out of the image and booted directly, which is faster.
+	// out of the image and booted directly, which is faster; the BIOS boots
+	// images that package bootiso cannot take apart, and vmware.log says why.
 	BootCD bool
 	// Logger hears what the lab does; nil is silence.
 	Logger *slog.Logger

@@ -234,67 +234,6 @@ func TestGovc(t *testing.T) {
 	govc("datastore.rm", "d")
 }
 
-// TestBootByBIOS boots the CD as vSphere does.
-func TestBootByBIOS(t *testing.T) {
-	l := start(t, lab.Options{BootCD: true})
-	c := login(t, l)
-	c.bootISO()
-	g := c.boot(bootSpec("g", disk("", 32<<20, "")))
-	g.want("sda=65536", "disks")
-	tk, err := g.vm.PowerOff(t.Context())
-	ok(t, done(t, tk, err))
-	if n := qemus(l.Dir()); n != 0 {
-		t.Errorf("%d QEMUs left", n)
-	}
-}
-
-// TestReset: a reset and a reboot by the guest start the guest anew within a
-// powered-on VM.
-func TestReset(t *testing.T) {
-	l := start(t, lab.Options{})
-	c := login(t, l)
-	c.bootISO()
-	s := bootSpec("g")
-	s.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.boot", Value: "0"}}
-	g := c.boot(s)
-	wantFault(t, g.vm.ShutdownGuest(t.Context()), &types.ToolsUnavailable{})
-	g.want("", "call tools.set.version 12345")
-	if r := c.props(g.vm).Guest; r.ToolsRunningStatus != "guestToolsRunning" || r.ToolsVersion != "12345" {
-		t.Errorf("tools %+v", r)
-	}
-	ok(t, g.vm.ShutdownGuest(t.Context())) // the test guest does not heed the button
-	again := func(how func()) {
-		t.Helper()
-		g.want("", "set guestinfo.ready no")
-		how()
-		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-		defer cancel()
-		ok(t, property.Wait(ctx, property.DefaultCollector(c.Client.Client), g.vm.Reference(), []string{"config.extraConfig"}, func([]types.PropertyChange) bool {
-			return c.guestinfo(g.vm)["guestinfo.ready"] == "yes"
-		}))
-		if p := c.props(g.vm); p.Runtime.PowerState != "poweredOn" || p.Guest.ToolsRunningStatus != "guestToolsNotRunning" {
-			t.Errorf("%s, tools %s", p.Runtime.PowerState, p.Guest.ToolsRunningStatus)
-		}
-		g.n = 0 // the guest reads its orders from the first again
-	}
-	again(func() {
-		g.clear()
-		tk, err := g.vm.Reset(t.Context())
-		ok(t, done(t, tk, err))
-	})
-	g.want("0", "get guestinfo.boot")
-	again(func() {
-		// The order itself must be gone when the guest comes back.
-		n := g.n + 1
-		g.order("rebootlater")
-		g.await(fmt.Sprintf("guestinfo.out.%d", n))
-		g.clear()
-	})
-	if n := qemus(l.Dir()); n != 1 {
-		t.Errorf("%d QEMUs, want 1", n)
-	}
-}
-
 // TestOneTaskPerVM: operations on one VM do not mix.
 func TestOneTaskPerVM(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})

@@ -1,8 +1,6 @@
 package lab
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,172 +8,56 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
+
+	"github.com/vicsdk/vic-go/internal/vmdk"
 )
 
-// The forms of VMDK that vSphere runs, after VMware's Virtual Disk Format 5.0:
-// a text descriptor beside flat extents or COWD ("vmfsSparse") ones.
+// What the lab takes for a disk, and how it makes one. The format itself is
+// that of package vmdk.
 
 const (
-	maxDescriptor = 64 << 10
-	maxExtents    = 64
-	sector        = 512
-	noParent      = 0xffffffff
+	maxDisk    = 62 << 40 // bytes, vSphere's limit
+	vmfsSparse = "VMFSSPARSE"
+	uuidKey    = "ddb.uuid"
 )
 
-type descriptor struct {
-	cid, parentCID uint32
-	createType     string
-	parentHint     string
-	extents        []extent
-	uuid           string // ddb.uuid as it stands
-}
-
-type extent struct {
-	sectors int64
-	kind    string // VMFS, FLAT, VMFSSPARSE
-	file    string // a name in the descriptor's directory
-}
-
-func (d *descriptor) bytes() int64 {
-	var n int64
-	for _, e := range d.extents {
-		n += e.sectors * sector
-	}
-	return n
-}
-
-// parseDescriptor reads a descriptor and refuses what vSphere would not run and
-// what names files outside the descriptor's directory.
-func parseDescriptor(b []byte) (*descriptor, error) {
-	if !bytes.HasPrefix(b, []byte("# Disk DescriptorFile")) {
-		return nil, errors.New("not a VMDK descriptor")
-	}
-	d := &descriptor{parentCID: noParent}
-	sc := bufio.NewScanner(bytes.NewReader(b))
-	sc.Buffer(nil, maxDescriptor)
-	for sc.Scan() {
-		line := strings.TrimSpace(strings.TrimRight(sc.Text(), "\x00"))
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		if f := strings.Fields(line); f[0] == "RW" || f[0] == "RDONLY" || f[0] == "NOACCESS" {
-			e, err := parseExtent(line)
-			if err != nil {
-				return nil, err
-			}
-			if d.extents = append(d.extents, e); len(d.extents) > maxExtents {
-				return nil, fmt.Errorf("more than %d extents", maxExtents)
-			}
-			continue
-		}
-		k, v, _ := strings.Cut(line, "=")
-		v = strings.Trim(strings.TrimSpace(v), `"`)
-		var err error
-		switch strings.TrimSpace(k) {
-		case "CID":
-			d.cid, err = parseCID(v)
-		case "parentCID":
-			d.parentCID, err = parseCID(v)
-		case "createType":
-			d.createType = v
-		case "parentFileNameHint":
-			d.parentHint = v
-		case "ddb.uuid":
-			d.uuid = v
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := sc.Err(); err != nil {
+// parseDisk reads a descriptor and refuses what vSphere would not run and what
+// names files outside the descriptor's directory.
+func parseDisk(b []byte) (*vmdk.Descriptor, error) {
+	d, err := vmdk.ParseDescriptor(b)
+	if err != nil {
 		return nil, err
 	}
-	return d, d.check()
-}
-
-func (d *descriptor) check() error {
-	want := ""
-	switch d.createType {
-	case "vmfs", "monolithicFlat":
-		if d.parentCID != noParent {
-			return fmt.Errorf("createType %q has a parent", d.createType)
+	sparse := false
+	switch d.CreateType {
+	case vmdk.TypeVMFS, vmdk.TypeMonolithicFlat:
+		if d.ParentCID != vmdk.NoParent {
+			return nil, fmt.Errorf("createType %q has a parent", d.CreateType)
 		}
-	case "vmfsSparse":
-		want = "VMFSSPARSE"
+	case vmdk.TypeVMFSSparse:
+		sparse = true
 	default:
-		return fmt.Errorf("createType %q: a datastore's disks are vmfs or vmfsSparse", d.createType)
+		return nil, fmt.Errorf("createType %q: a datastore's disks are vmfs or vmfsSparse", d.CreateType)
 	}
-	if len(d.extents) == 0 {
-		return errors.New("no extent")
-	}
-	var n int64
-	for _, e := range d.extents {
-		if n += e.sectors; n > 1<<42 {
-			return errors.New("more than 2 PiB")
+	for _, e := range d.Extents {
+		switch e.Type {
+		case "VMFS", "FLAT", vmfsSparse:
+		default:
+			return nil, fmt.Errorf("extent type %q: a datastore's extents are VMFS, FLAT or VMFSSPARSE", e.Type)
 		}
-		if (e.kind == "VMFSSPARSE") != (want == "VMFSSPARSE") {
-			return fmt.Errorf("extent of type %s in a disk of createType %q", e.kind, d.createType)
+		switch {
+		case (e.Type == vmfsSparse) != sparse:
+			return nil, fmt.Errorf("extent of type %s in a disk of createType %q", e.Type, d.CreateType)
+		case e.Access != "RW": // QEMU leaves others out without a word
+			return nil, fmt.Errorf("extent %q with access %s: only RW is known", e.File, e.Access)
+		case e.Offset != 0:
+			return nil, fmt.Errorf("extent %q at sector %d of its file: only offset 0 is known", e.File, e.Offset)
+		case e.File == "." || e.File == ".." || strings.ContainsAny(e.File, "/\\:"):
+			return nil, fmt.Errorf("extent file %q is not a plain name in the descriptor's directory", e.File)
 		}
 	}
-	if d.parentCID != noParent && d.parentHint == "" {
-		return errors.New("parentCID without parentFileNameHint")
-	}
-	return nil
-}
-
-func parseCID(v string) (uint32, error) {
-	n, err := strconv.ParseUint(v, 16, 32)
-	if err != nil {
-		return 0, fmt.Errorf("content ID %q is not a number of 32 bits", v)
-	}
-	return uint32(n), nil
-}
-
-// parseExtent reads a line such as: RW 2048 VMFS "disk-flat.vmdk".
-func parseExtent(line string) (extent, error) {
-	var e extent
-	f := strings.SplitN(line, " ", 4)
-	if len(f) != 4 {
-		return e, fmt.Errorf("extent %q: want access, sectors, type and file", line)
-	}
-	n, err := strconv.ParseInt(f[1], 10, 64)
-	if err != nil || n <= 0 || n > 1<<42 {
-		return e, fmt.Errorf("extent of %q sectors", f[1])
-	}
-	switch f[2] {
-	case "VMFS", "FLAT", "VMFSSPARSE":
-	default:
-		return e, fmt.Errorf("extent type %q: a datastore's extents are VMFS, FLAT or VMFSSPARSE", f[2])
-	}
-	rest := f[3]
-	if len(rest) < 2 || rest[0] != '"' {
-		return e, fmt.Errorf("extent %q has no quoted file name", line)
-	}
-	name, after, ok := strings.Cut(rest[1:], `"`)
-	if after = strings.TrimSpace(after); !ok || (after != "" && after != "0") {
-		return e, fmt.Errorf("extent %q: only offset 0 is known", line)
-	}
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\\\x00:") {
-		return e, fmt.Errorf("extent file %q is not a plain name in the descriptor's directory", name)
-	}
-	return extent{n, f[2], name}, nil
-}
-
-// format writes a descriptor as ESXi does.
-func (d *descriptor) format() []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=%08x\nparentCID=%08x\ncreateType=\"%s\"\n", d.cid, d.parentCID, d.createType)
-	if d.parentHint != "" {
-		fmt.Fprintf(&b, "parentFileNameHint=\"%s\"\n", d.parentHint)
-	}
-	b.WriteString("\n# Extent description\n")
-	for _, e := range d.extents {
-		fmt.Fprintf(&b, "RW %d %s \"%s\"\n", e.sectors, e.kind, e.file)
-	}
-	fmt.Fprintf(&b, "\n# The Disk Data Base\n#DDB\n\nddb.adapterType = \"lsilogic\"\nddb.thinProvisioned = \"1\"\nddb.uuid = \"%s\"\nddb.virtualHWVersion = \"21\"\n", d.uuid)
-	return b.Bytes()
+	return d, nil
 }
 
 // newDiskID returns a content ID and a UUID in VMware's spelling,
@@ -193,6 +75,28 @@ func newDiskID() (cid uint32, id string) {
 	return cid, strings.Join(h[:8], " ") + "-" + strings.Join(h[8:], " ")
 }
 
+// uuidOf returns ddb.uuid as it stands, or "".
+func uuidOf(d *vmdk.Descriptor) string {
+	for _, e := range d.DDB {
+		if e.Key == uuidKey {
+			return e.Value
+		}
+	}
+	return ""
+}
+
+// withIdentity returns a parentless d with another capacity, content ID and
+// UUID, and the disk data base that goes with them.
+func withIdentity(d *vmdk.Descriptor, extents []vmdk.Extent, cid uint32, uuid string) *vmdk.Descriptor {
+	out := *d
+	out.CID, out.Extents = cid, extents
+	out.DDB = vmdk.FlatDescriptor(out.Bytes(), cid, "").DDB
+	if uuid != "" {
+		out.DDB = append(out.DDB, vmdk.Entry{Key: uuidKey, Value: uuid})
+	}
+	return &out
+}
+
 // canonicalUUID turns ddb.uuid into the form that the API reports.
 func canonicalUUID(ddb string) string {
 	h := strings.NewReplacer(" ", "", "-", "").Replace(ddb)
@@ -202,96 +106,93 @@ func canonicalUUID(ddb string) string {
 	return strings.ToUpper(h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:])
 }
 
-// writeCOWD fills f with an empty COWD extent of the given capacity whose grain
-// tables are all there: with absent ones QEMU's writes report success and are
-// lost.
-//
-//	sector 0   header, 4 sectors: "COWD", version 1, flags 3, capacity,
-//	           grain size (128 sectors), directory's sector (4), directory's
-//	           entries, first free sector
-//	sector 4   grain directory: sectors of the tables
-//	then       tables of 4,096 entries (32 sectors); entry 0 means "the parent's"
-func writeCOWD(f io.WriterAt, truncate func(int64) error, sectors int64) error {
-	const grain, dirAt, perTable = 128, 4, 4096
-	tables := (sectors + perTable*grain - 1) / (perTable * grain)
-	first := dirAt + (tables*4+sector-1)/sector
-	free := first + tables*(perTable*4/sector)
-	if sectors > 1<<32-1 || free > 1<<32-1 {
-		return errors.New("a vmfsSparse disk has at most 2 TiB")
+// checkCapacity looks at what a disk is to hold.
+func checkCapacity(bytes int64) error {
+	if bytes <= 0 || bytes%vmdk.SectorSize != 0 || bytes > maxDisk {
+		return fmt.Errorf("capacity of %d bytes is not a multiple of 512 up to 62 TiB", bytes)
 	}
-	h := make([]byte, 4*sector)
-	copy(h, "COWD")
-	for i, v := range []int64{1, 3, sectors, grain, dirAt, tables, free} {
-		binary.LittleEndian.PutUint32(h[4+4*i:], uint32(v))
-	}
-	dir := make([]byte, 4*tables)
-	for i := range tables {
-		binary.LittleEndian.PutUint32(dir[4*i:], uint32(first+i*(perTable*4/sector)))
-	}
-	if _, err := f.WriteAt(h, 0); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(dir, dirAt*sector); err != nil {
-		return err
-	}
-	return truncate(free * sector)
+	return nil
 }
 
 // createBase makes a thin disk: a descriptor and a flat extent that is a hole.
 func createBase(p location, bytes int64) error {
-	if bytes <= 0 || bytes%sector != 0 || bytes > 62<<40 {
-		return fmt.Errorf("capacity of %d bytes is not a multiple of 512 up to 62 TiB", bytes)
+	if err := checkCapacity(bytes); err != nil {
+		return err
 	}
-	d := &descriptor{parentCID: noParent, createType: "vmfs"}
-	d.extents = []extent{{bytes / sector, "VMFS", stem(p) + "-flat.vmdk"}}
-	return createDisk(p, d, func(f *os.File) error { return f.Truncate(bytes) })
+	cid, id := newDiskID()
+	d := vmdk.FlatDescriptor(bytes, cid, stem(p)+"-flat.vmdk")
+	return createDisk(p, d, id, func(f *os.File) error { return f.Truncate(bytes) })
 }
 
 // createChild makes an empty child of the given parent. hint is the parent's
 // path relative to the child's directory.
-func createChild(p location, parent *descriptor, hint string) error {
-	n := parent.bytes() / sector
-	d := &descriptor{parentCID: parent.cid, createType: "vmfsSparse", parentHint: hint}
-	d.extents = []extent{{n, "VMFSSPARSE", stem(p) + "-delta.vmdk"}}
-	return createDisk(p, d, func(f *os.File) error { return writeCOWD(f, f.Truncate, n) })
+func createChild(p location, parent *vmdk.Descriptor, hint string) error {
+	cid, id := newDiskID()
+	d := vmdk.LayerDescriptor(parent.Bytes(), cid, parent.CID, hint, stem(p)+"-delta.vmdk")
+	return createDisk(p, d, id, func(f *os.File) error { return vmdk.WriteChild(f, parent.Bytes()) })
 }
 
 // createDisk makes the extent first: a descriptor never names what is not there.
-func createDisk(p location, d *descriptor, fill func(*os.File) error) error {
-	d.cid, d.uuid = newDiskID()
+func createDisk(p location, d *vmdk.Descriptor, uuid string, fill func(*os.File) error) error {
+	d.DDB = append(d.DDB, vmdk.Entry{Key: uuidKey, Value: uuid})
 	if p.exists() {
 		return os.ErrExist
 	}
-	ext, err := p.parent().join(d.extents[0].file)
+	ext, err := p.parent().join(d.Extents[0].File)
 	if err != nil {
 		return err
 	}
 	if err := ext.create(fill); err != nil {
 		return err
 	}
-	err = p.create(func(f *os.File) error {
-		_, err := f.Write(d.format())
+	if err := writeDescriptor(p, d); err != nil {
+		return errors.Join(err, ext.root.Remove(ext.rel))
+	}
+	return nil
+}
+
+// writeDescriptor makes the file p, which must not exist yet.
+func writeDescriptor(p location, d *vmdk.Descriptor) error {
+	b, err := d.Encode()
+	if err != nil {
+		return err
+	}
+	return p.create(func(f *os.File) error {
+		_, err := f.Write(b)
 		return err
 	})
+}
+
+// checkExtent looks into an extent before QEMU does: QEMU goes by its magic
+// number, and what should be COWD but is another format may name files of its
+// own.
+func checkExtent(p location, kind string) error {
+	st, err := p.root.Lstat(p.rel)
 	if err != nil {
-		_ = ext.root.Remove(ext.rel)
+		return err
 	}
-	return err
+	if !st.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	if kind != vmfsSparse {
+		return nil
+	}
+	f, err := p.root.Open(p.rel)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, 32)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return fmt.Errorf("not a vmfsSparse extent: %w", err)
+	}
+	if k := vmdk.Kind(head); k != vmdk.TypeVMFSSparse {
+		return errors.New("not a vmfsSparse extent: magic number is not COWD")
+	}
+	return nil
 }
 
 // stem is the name of a disk's descriptor without ".vmdk".
 func stem(p location) string {
-	_, name, ok := cutLast(p.rel, '/')
-	if !ok {
-		name = p.rel
-	}
-	return strings.TrimSuffix(name, ".vmdk")
-}
-
-func cutLast(s string, sep byte) (before, after string, ok bool) {
-	i := strings.LastIndexByte(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+1:], true
+	return strings.TrimSuffix(p.rel[strings.LastIndexByte(p.rel, '/')+1:], ".vmdk")
 }

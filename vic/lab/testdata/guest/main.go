@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vicsdk/vic-go/bootiso/modlist"
 	"github.com/vicsdk/vic-go/internal/rpci"
 )
 
@@ -27,7 +28,12 @@ func main() {
 	_ = unix.Mount("sys", "/sys", "sysfs", 0, "")
 	_ = unix.Mount("dev", "/dev", "devtmpfs", 0, "")
 	fmt.Println("guest: up")
-	loadModules()
+	for _, step := range []func() error{loadModules, scan} {
+		if err := step(); err != nil {
+			fmt.Println("guest:", err)
+			off()
+		}
+	}
 	f, err := serial("/dev/ttyS3")
 	if err != nil {
 		fmt.Println("guest: ttyS3:", err)
@@ -84,10 +90,7 @@ func obey(ctx context.Context, c *rpci.Client, a []string) (string, error) {
 	case "call":
 		return c.Call(ctx, strings.Join(a[1:], " "))
 	case "scan":
-		for _, h := range glob("/sys/class/scsi_host/host*/scan") {
-			_ = os.WriteFile(h, []byte("- - -"), 0)
-		}
-		return "", nil
+		return "", scan()
 	case "disks":
 		var out []string
 		for _, d := range glob("/sys/block/sd*") {
@@ -188,23 +191,48 @@ func addr(mac, cidr, gw string) error {
 	return fmt.Errorf("no NIC %s", mac)
 }
 
-// loadModules loads what the initramfs has, in whatever order they need.
-func loadModules() {
-	left := glob("/modules/*.ko")
-	for round := 0; len(left) > 0 && round < 8; round++ {
-		var again []string
-		for _, m := range left {
-			b, err := os.ReadFile(m)
-			if err == nil {
-				err = unix.InitModule(b, "")
-			}
-			if err != nil && err != unix.EEXIST {
-				again = append(again, m)
-			}
-		}
-		left = again
+// loadModules loads what the initial RAM disk lists, which is in an order that
+// works.
+func loadModules() error {
+	f, err := os.Open(modlist.Path)
+	if err != nil {
+		return err
 	}
-	fmt.Println("guest: modules not loaded:", left)
+	defer f.Close()
+	list, err := modlist.Parse(f)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(modlist.Path), m.File))
+		if err == nil {
+			err = unix.InitModule(b, m.Parameters)
+		}
+		if err != nil && err != unix.EEXIST {
+			return fmt.Errorf("%s: %w", m.File, err)
+		}
+	}
+	return nil
+}
+
+// scan looks for disks, which the kernel is told not to do by itself, and waits
+// until those that it found can be used.
+func scan() error {
+	for _, h := range glob("/sys/class/scsi_host/host*/scan") {
+		if err := os.WriteFile(h, []byte("- - -"), 0); err != nil {
+			return err
+		}
+	}
+	for _, d := range glob("/sys/class/scsi_device/*/device") {
+		kind, _ := os.ReadFile(d + "/type")
+		for deadline := time.Now().Add(10 * time.Second); strings.TrimSpace(string(kind)) == "0" && len(glob(d+"/block/*")) == 0; {
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%s is no block device", d)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 func serial(name string) (*os.File, error) {
