@@ -77,6 +77,24 @@ func repaired(b []byte) []byte {
 	return b
 }
 
+// applied puts a layer on a disk, unless it is refused.
+func applied(im *image, layer []byte, lim ext4.Limits) bool {
+	var spool bytes.Buffer
+	l, err := ext4.ReadLayer(bytes.NewReader(layer), &spool, lim)
+	if err != nil {
+		return false
+	}
+	bound, err := im.fs.Apply(l)
+	if err != nil {
+		return false
+	}
+	for _, e := range bound {
+		im.put(e.Abs, spool.Bytes()[e.Rel*ext4.BlockSize:(e.Rel+e.N)*ext4.BlockSize])
+	}
+	im.emit()
+	return true
+}
+
 func FuzzReadLayer(f *testing.F) {
 	f.Add(smallLayer(f), smallLayer(f))
 	f.Add(makeTar(f, entry{name: "a/b/c", body: "1"}), makeTar(f, entry{name: "a/.wh.b"}, entry{name: "a", body: "file"}))
@@ -84,19 +102,9 @@ func FuzzReadLayer(f *testing.F) {
 		im := newImage(t, 128<<20)
 		for _, l := range [][]byte{one, two} {
 			lim := ext4.Limits{MaxSparseBytes: 1 << 20, MaxEntries: 1000}
-			var spool bytes.Buffer
-			layer, err := ext4.ReadLayer(bytes.NewReader(repaired(l)), &spool, lim)
-			if err != nil {
+			if !applied(im, repaired(l), lim) {
 				return
 			}
-			bound, err := im.fs.Apply(layer)
-			if err != nil {
-				return
-			}
-			for _, e := range bound {
-				im.put(e.Abs, spool.Bytes()[e.Rel*ext4.BlockSize:(e.Rel+e.N)*ext4.BlockSize])
-			}
-			im.emit()
 		}
 		sound(t, im)
 	})
@@ -253,19 +261,9 @@ func FuzzLayers(f *testing.F) {
 				}
 				entries = append(entries, e)
 			}
-			var spool bytes.Buffer
-			layer, err := ext4.ReadLayer(bytes.NewReader(makeTar(t, entries...)), &spool, ext4.Limits{})
-			if err != nil {
+			if !applied(im, makeTar(t, entries...), ext4.Limits{}) {
 				return
 			}
-			bound, err := im.fs.Apply(layer)
-			if err != nil {
-				return
-			}
-			for _, e := range bound {
-				im.put(e.Abs, spool.Bytes()[e.Rel*ext4.BlockSize:(e.Rel+e.N)*ext4.BlockSize])
-			}
-			im.emit()
 		}
 		sound(t, im)
 	})

@@ -3,6 +3,8 @@
 package registry
 
 import (
+	"regexp"
+	"strconv"
 	"strings"
 
 	"oras.land/oras-go/v2/registry"
@@ -21,6 +23,8 @@ type Name struct {
 	Reference string
 }
 
+var hostRE = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
+
 // ParseName reads a name as docker's users write it: without a registry it is
 // docker.io's, without a slash there library's, without a tag "latest". A tag
 // beside a digest is dropped, because the digest decides.
@@ -28,8 +32,11 @@ func ParseName(s string) (Name, error) {
 	bad := func(why string) (Name, error) {
 		return Name{}, fault.Of(vic.ErrInvalid, "image name %.300q: %s", s, why)
 	}
-	if s == "" {
+	switch {
+	case s == "":
 		return bad("empty")
+	case strings.HasSuffix(s, ":"), strings.HasSuffix(s, "@"):
+		return bad("nothing follows its end")
 	}
 	first, rest, slash := strings.Cut(s, "/")
 	if !slash || !strings.ContainsAny(first, ".:") && first != "localhost" {
@@ -43,6 +50,9 @@ func ParseName(s string) (Name, error) {
 	ref, err := registry.ParseReference(first + "/" + rest)
 	if err != nil {
 		return bad(strings.TrimPrefix(err.Error(), "invalid reference: "))
+	}
+	if !hostRE.MatchString(ref.Registry) {
+		return bad("no registry can be called " + strconv.Quote(ref.Registry))
 	}
 	if ref.Reference == "" {
 		ref.Reference = "latest"
