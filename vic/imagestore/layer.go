@@ -159,12 +159,12 @@ func (s *Store) base(ctx context.Context) (*layer, error) {
 		if err != nil {
 			return fmt.Errorf("the base disk's descriptor: %w", err)
 		}
-		return s.upload(ctx, tmp, l, sp, d.CID, "base.vmdk", nil)
+		return s.upload(ctx, tmp, l, sp, d.CID, "base.vmdk", nil, nil)
 	})
 }
 
 // upload puts a layer's files into a directory.
-func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, parentCID uint32, parentHint string, index []byte) error {
+func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, parentCID uint32, parentHint string, index []byte, tell func(int64)) error {
 	desc, err := vmdk.LayerDescriptor(s.bytes, l.CID, parentCID, parentHint, extentFile).Encode()
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, par
 	if err := s.put(ctx, path.Join(dir, diskFile), desc); err != nil {
 		return err
 	}
-	return s.files.Put(ctx, path.Join(dir, extentFile), sp.reader(), sp.size)
+	return s.files.Put(ctx, path.Join(dir, extentFile), sp.reader(tell), sp.size)
 }
 
 func (s *Store) put(ctx context.Context, p string, b []byte) error {

@@ -227,7 +227,8 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 	l.Extent, l.Index = u.spool.size, int64(len(index))
 	t.tell(id, "upload", 0, l.Extent)
 	l, err = s.publish(ctx, l, func(ctx context.Context, tmp string) error {
-		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index)
+		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index,
+			func(n int64) { t.tell(id, "upload", n, u.spool.size) })
 	})
 	if err != nil {
 		return nil, nil, err

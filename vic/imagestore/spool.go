@@ -67,6 +67,29 @@ func (s *spool) seal(fs *ext4.FS, l *ext4.Layer) error {
 	return nil
 }
 
-func (s *spool) reader() io.Reader { return io.NewSectionReader(s.f, 0, s.size) }
+// reader reads the extent; tell, where it is not nil, hears how far it is.
+func (s *spool) reader(tell func(done int64)) io.Reader {
+	r := io.NewSectionReader(s.f, 0, s.size)
+	if tell == nil {
+		return r
+	}
+	return &told{r: r, tell: tell}
+}
+
+type told struct {
+	r    io.Reader
+	tell func(int64)
+	n    int64
+	last int64
+}
+
+func (t *told) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	if t.n += int64(n); t.n-t.last >= 1<<20 {
+		t.last = t.n
+		t.tell(t.n)
+	}
+	return n, err
+}
 
 func (s *spool) close() { s.f.Close() }
