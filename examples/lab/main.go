@@ -39,7 +39,7 @@ func show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Logout(ctx)
+	defer func() { _ = c.Logout(ctx) }()
 	fmt.Printf("%s at %s, certificate %s\n", c.ServiceContent.About.FullName, e.URL, e.SHA256)
 	all, err := find.NewFinder(c.Client).ManagedObjectListChildren(ctx, "/dc1/*")
 	if err != nil {

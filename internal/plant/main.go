@@ -117,7 +117,7 @@ func find(ctx context.Context, b bug, limit time.Duration) (time.Duration, error
 		return 0, errors.New("the time is over")
 	}
 	if !strings.Contains(out, "Failing input written to") {
-		return 0, fmt.Errorf("the target did not run: %v\n%s", err, out)
+		return 0, fmt.Errorf("the target did not run: %w\n%s", err, out)
 	}
 	return time.Since(start), nil
 }

@@ -74,13 +74,11 @@ func vimFault(err error) any {
 		if soap.IsVimFault(err) {
 			return soap.ToVimFault(err)
 		}
-		if te, ok := err.(task.Error); ok {
-			return te.Fault()
-		}
-		if te, ok := err.(*task.Error); ok {
-			return te.Fault()
-		}
-		switch u := err.(type) {
+		switch u := err.(type) { //nolint:errorlint // this walks the tree itself
+		case task.Error:
+			return u.Fault()
+		case *task.Error:
+			return u.Fault()
 		case interface{ Unwrap() error }:
 			err = u.Unwrap()
 		case interface{ Unwrap() []error }:

@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"errors"
 	"io"
 	"sync"
 )
@@ -93,7 +94,7 @@ func (a *ahead) close() {
 func (a *ahead) cause(err error) error {
 	select {
 	case <-a.done:
-		if a.err != nil && a.err != io.EOF && a.err != io.ErrClosedPipe {
+		if a.err != nil && !errors.Is(a.err, io.EOF) && !errors.Is(a.err, io.ErrClosedPipe) {
 			return a.err
 		}
 	default:

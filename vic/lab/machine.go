@@ -78,12 +78,11 @@ func (l *Lab) dropMachine(ref types.ManagedObjectReference) {
 // A vmState is a copy of the parts of a VM that its operations look at, taken
 // under the VM's lock.
 type vmState struct {
-	name     string
-	power    types.VirtualMachinePowerState
-	config   types.VirtualMachineConfigInfo
-	parent   types.ManagedObjectReference
-	host     types.ManagedObjectReference
-	template bool
+	name   string
+	power  types.VirtualMachinePowerState
+	config types.VirtualMachineConfigInfo
+	parent types.ManagedObjectReference
+	host   types.ManagedObjectReference
 }
 
 func (l *Lab) look(vm *simulator.VirtualMachine) vmState {
