@@ -71,26 +71,35 @@ func judgeTask(info *types.TaskInfo) (any, error) {
 	return nil, Judge(task.Error{LocalizedMethodFault: info.Error, Description: info.Description})
 }
 
+// await follows the parts of a task's info that count, rather than all of it.
 func await(ctx context.Context, c *vim25.Client, ref types.ManagedObjectReference, p Progress) (*types.TaskInfo, error) {
-	var last *types.TaskInfo
-	err := Watch(ctx, c, ref, []string{"info"}, func(set []types.PropertyChange) bool {
+	info := &types.TaskInfo{Key: ref.Value}
+	parts := []string{"info.state", "info.progress", "info.error", "info.result"}
+	err := Watch(ctx, c, ref, parts, func(set []types.PropertyChange) bool {
 		for _, ch := range set {
-			if info, ok := ch.Val.(types.TaskInfo); ok && ch.Name == "info" {
-				last = &info
+			switch val := ch.Val.(type) {
+			case types.TaskInfoState:
+				info.State = val
+			case types.LocalizedMethodFault:
+				info.Error = &val
+			case int32:
+				if ch.Name == "info.progress" {
+					info.Progress = val
+				}
+			}
+			if ch.Name == "info.result" {
+				info.Result = ch.Val
 			}
 		}
-		if last == nil {
-			return false
+		if p != nil && info.State == types.TaskInfoStateRunning {
+			p(info.Progress)
 		}
-		if p != nil && last.State == types.TaskInfoStateRunning {
-			p(last.Progress)
-		}
-		return last.State == types.TaskInfoStateSuccess || last.State == types.TaskInfoStateError
+		return info.State == types.TaskInfoStateSuccess || info.State == types.TaskInfoStateError
 	})
 	if err != nil {
 		return nil, err
 	}
-	return last, nil
+	return info, nil
 }
 
 // Watch calls f with the named properties of an object, first as they are,
