@@ -136,6 +136,7 @@ type bootOptions struct {
 	config func(*tether.Config) // changes the default configuration
 	files  map[string]string    // more files of the container's root, by path
 	disk   string               // of an earlier guest
+	diskMB int                  // of a new disk; 64 where zero
 	cd     bool                 // boots from the ISO instead of directly
 	ram    string
 }
@@ -170,7 +171,7 @@ func boot(t *testing.T, o bootOptions, args ...string) *guest {
 		info: map[string]string{tether.ConfigKey: string(doc)}, changed: make(chan struct{}),
 	}
 	if g.disk == "" {
-		g.disk = makeDisk(t, o.files)
+		g.disk = makeDisk(t, o.files, max(o.diskMB, 64))
 	}
 	port, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -380,7 +381,7 @@ func (g *guest) monitor(command string) {
 }
 
 // makeDisk makes an ext4 disk with a container's root of busybox.
-func makeDisk(t *testing.T, files map[string]string) string {
+func makeDisk(t *testing.T, files map[string]string, mb int) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "tree", "rootfs")
@@ -426,7 +427,7 @@ func makeDisk(t *testing.T, files map[string]string) string {
 		}
 	}
 	disk := filepath.Join(dir, "disk.img")
-	cmd := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,root_owner=0:0", "-d", filepath.Join(dir, "tree"), disk, "64M")
+	cmd := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,root_owner=0:0", "-d", filepath.Join(dir, "tree"), disk, fmt.Sprintf("%dM", mb))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
