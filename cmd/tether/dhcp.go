@@ -13,7 +13,9 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -24,9 +26,17 @@ const (
 
 // dhcp asks for a lease (RFC 2131), applies it and keeps it until ctx ends.
 func (n *network) dhcp(ctx context.Context, i int, link netlink.Link, host string, log *slog.Logger) error {
-	client, err := nclient4.New(link.Attrs().Name, nclient4.WithTimeout(dhcpTry), nclient4.WithRetry(dhcpTries),
-		nclient4.WithHWAddr(link.Attrs().HardwareAddr))
+	// By its index: to look the adapter up by name takes a list of all.
+	at := link.Attrs()
+	conn, err := packet.Listen(&net.Interface{Index: at.Index, Name: at.Name, HardwareAddr: at.HardwareAddr},
+		packet.Datagram, unix.ETH_P_IP, nil)
 	if err != nil {
+		return fmt.Errorf("DHCP: %w", err)
+	}
+	client, err := nclient4.NewWithConn(nclient4.NewBroadcastUDPConn(conn, &net.UDPAddr{Port: nclient4.ClientPort}),
+		at.HardwareAddr, nclient4.WithTimeout(dhcpTry), nclient4.WithRetry(dhcpTries))
+	if err != nil {
+		_ = conn.Close()
 		return fmt.Errorf("DHCP: %w", err)
 	}
 	lease, err := client.Request(ctx, dhcpv4.WithOption(dhcpv4.OptHostName(host)))

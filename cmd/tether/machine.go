@@ -44,7 +44,7 @@ type machine struct {
 	authority ssh.PublicKey
 	net       *network
 	output    *tether.Recorder
-	logFile   *os.File
+	logFile   *logFile
 	server    *tether.Server
 
 	marks     sync.Mutex
@@ -176,10 +176,6 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		})
 	}
 	step("host key", m.makeHostKey)
-	step("network", func() (err error) {
-		m.net, err = bringUp(ctx, m.events, m.config, m.log)
-		return err
-	})
 	step("root", func() error {
 		dev, err := findDisk(ctx, m.events, m.config.Root.Unit)
 		if err != nil {
@@ -190,6 +186,11 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 			return err
 		}
 		return m.openLog()
+	})
+	// What is asked for last begins first, and the network waits for others.
+	step("network", func() (err error) {
+		m.net, err = bringUp(ctx, m.events, m.config, m.log)
+		return err
 	})
 	if err := unix.Sethostname([]byte(hostname(m.config))); err != nil {
 		m.log.Error("hostname", "error", err)
@@ -205,6 +206,10 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	}
 	if err := context.Cause(ctx); err != nil {
 		return tether.Exit{}, err
+	}
+	if m.server != nil {
+		// Controllers hear where to come while the process is being started.
+		go m.publish()
 	}
 	defer group.Close()
 	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
@@ -247,11 +252,15 @@ func (m *machine) makeHostKey() error {
 // openLog goes on with the log of former boots. A line that a power-off cut
 // short is ended, so that it spoils no other.
 func (m *machine) openLog() error {
-	f, err := os.OpenFile(diskMount+tether.LogPath, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openLogFile(diskMount + tether.LogPath)
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
-	st, err := f.Stat()
+	if f.file == nil {
+		m.output, m.logFile = tether.NewRecorder(f, 0), f
+		return nil
+	}
+	st, err := f.file.Stat()
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
@@ -289,7 +298,11 @@ func (m *machine) serve(ctx context.Context) error {
 	if len(m.config.NICs) == 0 {
 		return nil
 	}
-	l, err := net.Listen("tcp", ":"+strconv.Itoa(tether.Port))
+	// Without MPTCP, which Go's listeners otherwise ask for: a controller has
+	// one way in.
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(tether.Port))
 	if err != nil {
 		return fmt.Errorf("tether: %w", err)
 	}
@@ -315,8 +328,19 @@ func (m *machine) reached() {
 	m.container.Reached(key, all)
 }
 
-// afterStart does what the process need not wait for.
+// settleTime is how long the process and those who attach to it have the
+// processor for themselves. Controllers know already where the guest is, and
+// vSphere that it runs.
+const settleTime = 100 * time.Millisecond
+
+// afterStart does what neither the process nor who attaches to it need wait
+// for.
 func (m *machine) afterStart(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(settleTime):
+	}
 	m.publish()
 	for _, a := range m.net.hosts() {
 		m.set(ctx, "guestinfo.ip", a.String())

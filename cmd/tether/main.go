@@ -1,5 +1,9 @@
 //go:build linux && amd64
 
+// The runtime names its memory mappings for the kernel (since Go 1.25), one
+// call each, which nobody looks at here.
+//go:debug decoratemappings=0
+
 // Command tether is PID 1 of a container VM. It brings up the machine, runs
 // the container's process on the root disk and serves controllers over the
 // protocol of package vic/tether; when the process has ended it puts

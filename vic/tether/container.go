@@ -91,6 +91,9 @@ func (c *Container) Status() Status {
 	defer c.mu.Unlock()
 	s := c.status
 	s.Addresses = append([]string(nil), s.Addresses...)
+	if s.State != Starting {
+		s.Timeline = append([]Stage(nil), c.stages...)
+	}
 	return s
 }
 

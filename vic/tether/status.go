@@ -39,4 +39,7 @@ type Status struct {
 	// OOMKilled tells that the kernel ended a process of the container for
 	// want of memory.
 	OOMKilled bool `json:"oomKilled,omitempty"`
+	// Timeline has the stages of the guest's start, once the process has
+	// started or failed to.
+	Timeline []Stage `json:"timeline,omitempty"`
 }
