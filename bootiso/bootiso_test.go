@@ -13,8 +13,8 @@ import (
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/klauspost/compress/zstd"
 	"github.com/vicsdk/vic-go/bootiso"
+	"github.com/vicsdk/vic-go/bootiso/loader"
 )
 
 // fakeKernel has what Build looks for in a bzImage, and nothing to run.
@@ -22,14 +22,14 @@ func fakeKernel(n int) []byte {
 	b := bytes.Repeat([]byte("kernel"), n)
 	b[0x1fe], b[0x1ff] = 0x55, 0xaa
 	copy(b[0x202:], "HdrS")
+	b[0x206], b[0x207], b[0x211], b[0x1f1] = 15, 2, 1, 1
 	return b
 }
 
 func fakeOptions(t testing.TB, out string) bootiso.Options {
 	t.Helper()
 	return bootiso.Options{
-		Kernel: fakeKernel(1000), Tether: []byte("\x7fELF tether"),
-		Loader: &bootiso.Loader{Isolinux: bytes.Repeat([]byte("boot"), 600), Ldlinux: []byte("c32")}, Out: out,
+		Kernel: fakeKernel(1000), Tether: []byte("\x7fELF tether"), Out: out,
 	}
 }
 
@@ -85,17 +85,8 @@ func TestBuildAndExtract(t *testing.T) {
 // cpioNames has the cpio program read an initial RAM disk.
 func cpioNames(t *testing.T, initrd []byte) []string {
 	t.Helper()
-	d, err := zstd.NewReader(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	archive, err := d.DecodeAll(initrd, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command("cpio", "-t", "--quiet")
-	cmd.Stdin = bytes.NewReader(archive)
+	cmd.Stdin = bytes.NewReader(initrd)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("cpio: %v", err)
@@ -121,22 +112,25 @@ func TestImageReadByXorriso(t *testing.T) {
 	if err != nil {
 		t.Fatalf("xorriso: %v\n%s", err, out)
 	}
-	for name, want := range map[string][]byte{"BOOT/VMLINUZ": o.Kernel, "ISOLINUX/LDLINUX.C32": o.Loader.Ldlinux} {
+	p, err := bootiso.Extract(bytes.NewReader(image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{"BOOT/VMLINUZ": p.Kernel, "BOOT/INITRD": p.Initrd, "BOOT/CMDLINE": []byte(p.Cmdline + "\n")}
+	for name, want := range files {
 		got, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
 	}
-	loader, err := os.ReadFile(filepath.Join(dir, "ISOLINUX/ISOLINUX.BIN"))
+	program, err := os.ReadFile(filepath.Join(dir, "BOOT/LOADER.BIN"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := binary.LittleEndian.Uint32(loader[12:])
-	if !bytes.Equal(image[at*2048:][:len(loader)], loader) || binary.LittleEndian.Uint32(loader[8:]) != 16 ||
-		binary.LittleEndian.Uint32(loader[16:]) != uint32(len(loader)) {
-		t.Errorf("boot information table: % x", loader[8:24])
+	if _, err := loader.Parse(program); err != nil {
+		t.Error(err)
 	}
-	for _, want := range []string{"El Torito boot img :   1  BIOS  y   none", "/ISOLINUX/ISOLINUX.BIN"} {
+	for _, want := range []string{"El Torito boot img :   1  BIOS  y   none", "/BOOT/LOADER.BIN"} {
 		if !strings.Contains(strings.ToUpper(string(out)), strings.ToUpper(want)) {
 			t.Errorf("xorriso says nothing of %q:\n%s", want, out)
 		}
@@ -177,9 +171,10 @@ func TestBuildRefuses(t *testing.T) {
 		want   string
 	}{
 		{"kernel", func(o *bootiso.Options) { o.Kernel = []byte("\x7fELF") }, "kernel: not an x86 bzImage"},
+		{"old kernel", func(o *bootiso.Options) { o.Kernel[0x206] = 9 }, "kernel: boot protocol 2.09, need 2.10"},
+		{"low kernel", func(o *bootiso.Options) { o.Kernel[0x211] = 0 }, "kernel: not a bzImage that is loaded high"},
+		{"large setup", func(o *bootiso.Options) { o.Kernel[0x1f1] = 64 }, "kernel: not a bzImage that is loaded high"},
 		{"tether", func(o *bootiso.Options) { o.Tether = []byte("#!/bin/sh") }, "tether: not an ELF program"},
-		{"loader", func(o *bootiso.Options) { o.Loader = nil }, "loader: missing"},
-		{"short loader", func(o *bootiso.Options) { o.Loader = &bootiso.Loader{Isolinux: []byte("x"), Ldlinux: []byte("x")} }, "isolinux.bin: 1 bytes are too few"},
 		{"cmdline", func(o *bootiso.Options) { o.Cmdline = "a\nAPPEND b" }, "cmdline: not one line"},
 		{"long cmdline", func(o *bootiso.Options) { o.Cmdline = strings.Repeat("x", 3000) }, "cmdline: not one line of at most 2047"},
 		{"modules", func(o *bootiso.Options) { o.Modules = fstest.MapFS{} }, "modules: vmw_pvscsi: neither a file of the tree nor built in"},
@@ -210,8 +205,36 @@ func TestBuiltinModules(t *testing.T) {
 	build(t, o)
 }
 
+// at finds the places in an image that tests spoil.
+func at(t testing.TB, image []byte) (catalog, program int) {
+	t.Helper()
+	catalog = 2048 * int(binary.LittleEndian.Uint32(image[17*2048+71:]))
+	return catalog, 2048 * int(binary.LittleEndian.Uint32(image[catalog+40:]))
+}
+
 func TestExtractRefuses(t *testing.T) {
 	good := build(t, fakeOptions(t, filepath.Join(t.TempDir(), "a.iso")))
+	catalog, program := at(t, good)
+	params, err := loader.Parse(good[program:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// with returns the image with other parameters.
+	with := func(change func(*loader.Params)) []byte {
+		p, b := params, bytes.Clone(good)
+		change(&p)
+		copy(b[program:], loader.Image(p))
+		return b
+	}
+	put := func(at int, data ...byte) []byte {
+		b := bytes.Clone(good)
+		copy(b[at:], data)
+		return b
+	}
+	efi := put(catalog+1, 0xef)
+	efi[catalog+29] -= 0xef // the checksum
+	kernel := int(params.Kernel.LBA) * 2048
+	line := int(params.Cmdline.LBA) * 2048
 	for _, tt := range []struct {
 		name  string
 		image []byte
@@ -219,14 +242,26 @@ func TestExtractRefuses(t *testing.T) {
 	}{
 		{"empty", nil, "not an ISO 9660 image"},
 		{"zeroes", make([]byte, 1<<20), "not an ISO 9660 image"},
-		{"cut off", good[:len(good)-2048], "/boot/initrd: unexpected EOF"},
-		{"no config", bytes.Replace(good, []byte("ISOLINUX.CFG"), []byte("ISOLINUX.CFX"), 1), "/isolinux/isolinux.cfg: no such file"},
-		{"no kernel", bytes.Replace(good, []byte("KERNEL /boot"), []byte("KARNEL /boot"), 1), "no KERNEL"},
-		{"no label", bytes.Replace(good, []byte("LABEL vic"), []byte("LABUL vic"), 1), "no LABEL"},
-		{"default", bytes.Replace(good, []byte("DEFAULT vic"), []byte("DEFAULT vik"), 1), `DEFAULT "vik" is no LABEL`},
-		{"menu", bytes.Replace(good, []byte("PROMPT 0"), []byte("UI m.c32"), 1), `UI "m.c32"`},
-		{"kernel is a module", bytes.Replace(good, []byte("KERNEL /boot/vmlinuz"), []byte("KERNEL /boot/initrd "), 1), "not an x86 bzImage"},
-		{"kernel elsewhere", bytes.Replace(good, []byte("KERNEL /boot/vmlinuz"), []byte("KERNEL /../etc/passw"), 1), "no such file"},
+		{"cut off", good[:len(good)-2048], "initrd: at sector"},
+		{"cut off early", good[:program+2047], "boot loader: at sector"},
+		{"no boot record", put(17*2048, 255), "no boot record"},
+		{"another boot record", put(17*2048+7, 'X'), "no boot record"},
+		{"catalog elsewhere", put(17*2048+71, 0xff, 0xff, 0xff, 0xff), "boot catalog: EOF"},
+		{"checksum", put(catalog+28, 1), "boot catalog: bad validation entry"},
+		{"EFI", efi, "boot catalog: platform 239, not 80x86"},
+		{"not bootable", put(catalog+32, 0), "boot catalog: the default entry is not bootable"},
+		{"floppy emulation", put(catalog+33, 2), "boot catalog: not vic's own boot loader"},
+		{"load segment", put(catalog+34, 0, 0x20), "boot catalog: not vic's own boot loader"},
+		{"one sector", put(catalog+38, 1), "boot catalog: not vic's own boot loader"},
+		{"another loader", put(program+64, 'X'), "boot loader: not vic's own"},
+		{"another version", put(program+72, 2), "boot loader: parameters of version 2"},
+		{"long command line", with(func(p *loader.Params) { p.Cmdline.Size = 2048 }), "boot loader: a command line of 2048 bytes"},
+		{"two lines", put(line+3, '\n'), "command line: not one line"},
+		{"no command line", with(func(p *loader.Params) { p.Cmdline.LBA = 1 << 31 }), "command line: at sector"},
+		{"no kernel", put(kernel+0x202, 'X'), "kernel: not an x86 bzImage"},
+		{"kernel elsewhere", with(func(p *loader.Params) { p.Kernel.LBA = 0xffffffff }), "kernel: at sector 4294967295"},
+		{"large kernel", with(func(p *loader.Params) { p.Kernel.Size = 1 << 30 }), "kernel: 1073741824 bytes, more than"},
+		{"large initrd", with(func(p *loader.Params) { p.Initrd.Size = 1 << 29 }), "initrd: at sector"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := bootiso.Extract(bytes.NewReader(tt.image))
@@ -235,47 +270,23 @@ func TestExtractRefuses(t *testing.T) {
 			}
 		})
 	}
-	// A size that is a lie must not be believed.
-	lie := bytes.Clone(good)
-	i := bytes.Index(lie, []byte("INITRD.;1"))
-	binary.LittleEndian.PutUint32(lie[i-33+10:], 0x7fffffff)
-	if _, err := bootiso.Extract(bytes.NewReader(lie)); err == nil {
-		t.Error("a file of 2 GiB was read")
-	}
 }
 
-// The configuration is what isolinux makes of it, not only what Build writes.
-func TestExtractConfig(t *testing.T) {
-	o := fakeOptions(t, filepath.Join(t.TempDir(), "a.iso"))
-	o.Cmdline = strings.Repeat("x", 200) // room for another text
-	good := build(t, o)
-	at := bytes.Index(good, []byte("DEFAULT vic\n"))
-	for _, tt := range []struct{ name, config, want string }{
-		{"DEFAULT", "DEFAULT b\nLABEL a\nKERNEL /none\nINITRD /none\nLABEL b\nKERNEL /boot/vmlinuz\nINITRD /boot/initrd\nAPPEND b\n", "b"},
-		{"first", "label a\n linux /boot/vmlinuz\n initrd /boot/initrd\n append a  1\nlabel b\nkernel /none\n", "a  1"},
-		{"initrd= in APPEND", "LABEL a\nLINUX /boot/vmlinuz\nAPPEND q initrd=/boot/initrd z\n", "q z"},
-		{"several", "LABEL a\nLINUX /boot/vmlinuz\nAPPEND initrd=/boot/initrd,/boot/initrd\n", ""},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			image := bytes.Clone(good)
-			end := at + bytes.IndexByte(image[at:], 0)
-			if n := copy(image[at:end], tt.config); n < len(tt.config) {
-				t.Fatal("no room")
-			}
-			for i := at + len(tt.config); i < end; i++ {
-				image[i] = '\n'
-			}
-			p, err := bootiso.Extract(bytes.NewReader(image))
-			if tt.want == "" {
-				if err == nil || !strings.Contains(err.Error(), "several RAM disks") {
-					t.Errorf("%v", err)
-				}
-				return
-			}
-			if err != nil || p.Cmdline != tt.want || !bytes.Equal(p.Kernel, o.Kernel) {
-				t.Errorf("%+v, %v", p, err)
-			}
-		})
+// What is booted is what the loader's parameters name, not what the
+// directories do.
+func TestExtractFollowsLoader(t *testing.T) {
+	image := build(t, fakeOptions(t, filepath.Join(t.TempDir(), "a.iso")))
+	_, program := at(t, image)
+	params, err := loader.Parse(image[program:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	params.Cmdline.Size, params.Initrd = 7, params.Cmdline
+	copy(image[program:], loader.Image(params))
+	image = bytes.ReplaceAll(image, []byte("VMLINUZ"), []byte("VMLINUX"))
+	p, err := bootiso.Extract(bytes.NewReader(image))
+	if err != nil || p.Cmdline != "console" || string(p.Initrd) != bootiso.Cmdline {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 
@@ -292,30 +303,25 @@ func FuzzExtract(f *testing.F) {
 	})
 }
 
-func TestBuildTether(t *testing.T) {
+func TestTether(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles twice (-short)")
 	}
-	var all [][]byte
-	for range 2 {
-		out := filepath.Join(t.TempDir(), "tether")
-		if err := bootiso.BuildTether(context.Background(), "", out); err != nil {
-			t.Fatal(err)
-		}
-		b, err := os.ReadFile(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, b)
+	one, err := bootiso.Tether(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !bytes.Equal(all[0], all[1]) {
-		t.Error("two builds differ")
+	if two, err := bootiso.Tether(t.Context(), "go"); err != nil || !bytes.Equal(one, two) {
+		t.Errorf("two builds differ: %d and %d bytes, %v", len(one), len(two), err)
 	}
-	t.Logf("tether: %d bytes", len(all[0]))
-	if len(all[0]) > 12<<20 {
-		t.Errorf("tether has %d bytes, more than 12 MiB", len(all[0]))
+	o := bootiso.Options{Tether: one, Out: filepath.Join(t.TempDir(), "a.iso")}
+	image := build(t, o)
+	p, err := bootiso.Extract(bytes.NewReader(image))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := bootiso.BuildTether(context.Background(), filepath.Join(t.TempDir(), "no-go"), "x"); err == nil {
-		t.Error("built without a compiler")
+	t.Logf("tether %d bytes, initrd %d, kernel %d, image %d", len(one), len(p.Initrd), len(p.Kernel), len(image))
+	if len(one) > 12<<20 || len(p.Initrd) > 16<<20 {
+		t.Error("more than 12 MiB of tether or 16 MiB of initrd")
 	}
 }

@@ -3,6 +3,7 @@ package bootiso
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/vicsdk/vic-go/bootiso/kernel"
+	"github.com/vicsdk/vic-go/bootiso/loader"
 )
 
 // Cmdline is the kernel command line of every image, before Options.Cmdline.
@@ -29,15 +31,14 @@ const Cmdline = "console=ttyS0,115200 quiet loglevel=3 panic=-1 random.trust_cpu
 
 // Options are what an image is made of.
 type Options struct {
-	// Kernel is a bzImage.
+	// Kernel is a bzImage; nil means the one of package kernel.
 	Kernel []byte
 	// Modules is the tree lib/modules/VERSION of the kernel; nil where
-	// everything is built in.
+	// everything is built in, as in package kernel's.
 	Modules fs.FS
-	// Tether is the program cmd/tether; see BuildTether.
+	// Tether is the program cmd/tether; nil means what [Tether] returns, which
+	// may take as long as the compiler.
 	Tether []byte
-	// Loader is isolinux; see OpenLoader.
-	Loader *Loader
 	// Cmdline is appended to the constant Cmdline.
 	Cmdline string
 	// Early names the modules that the root disk and the NICs need, Late
@@ -56,48 +57,70 @@ var (
 	defaultLate  = []string{"button", "overlay"}
 )
 
-// Places in the image.
+// Places in the image. The loader does not look for them; they are for people.
 const (
-	pathKernel = "/boot/vmlinuz"
-	pathInitrd = "/boot/initrd"
-	pathConfig = "/isolinux/isolinux.cfg"
-	pathLoader = "/isolinux/isolinux.bin"
-	pathModule = "/isolinux/ldlinux.c32"
+	pathLoader  = "/boot/loader.bin"
+	pathKernel  = "/boot/vmlinuz"
+	pathInitrd  = "/boot/initrd"
+	pathCmdline = "/boot/cmdline"
 )
 
 // Build writes an image. Errors name the option at fault.
 func Build(ctx context.Context, o Options) error {
+	var image bytes.Buffer
+	if err := write(ctx, o, &image); err != nil {
+		return fmt.Errorf("bootiso: %w", err)
+	}
+	if err := writeWhole(ctx, o.Out, image.Bytes()); err != nil {
+		return fmt.Errorf("bootiso: out: %w", err)
+	}
+	return nil
+}
+
+// write writes an image to w.
+func write(ctx context.Context, o Options, w io.Writer) error {
+	if o.Kernel == nil {
+		if o.Modules != nil {
+			return errors.New("kernel: missing: modules belong to a kernel of their own")
+		}
+		o.Kernel = kernel.Image()
+	}
 	if err := checkKernel(o.Kernel); err != nil {
-		return fmt.Errorf("bootiso: kernel: %w", err)
+		return fmt.Errorf("kernel: %w", err)
+	}
+	if o.Tether == nil {
+		var err error
+		if o.Tether, err = tetherOf(ctx, ""); err != nil {
+			return err
+		}
 	}
 	if !bytes.HasPrefix(o.Tether, []byte("\x7fELF")) {
-		return errors.New("bootiso: tether: not an ELF program")
-	}
-	if o.Loader == nil || len(o.Loader.Isolinux) == 0 || len(o.Loader.Ldlinux) == 0 {
-		return errors.New("bootiso: loader: missing: need isolinux.bin and ldlinux.c32 of Syslinux 6")
+		return errors.New("tether: not an ELF program")
 	}
 	cmdline := strings.TrimSpace(Cmdline + " " + o.Cmdline)
-	if strings.ContainsAny(cmdline, "\n\r\x00") || len(cmdline) > maxCmdline {
-		return fmt.Errorf("bootiso: cmdline: not one line of at most %d bytes", maxCmdline)
+	if strings.ContainsAny(cmdline, "\n\r\x00") || len(cmdline) > loader.MaxCmdline {
+		return fmt.Errorf("cmdline: not one line of at most %d bytes", loader.MaxCmdline)
 	}
 	initrd, err := buildInitrd(ctx, o)
 	if err != nil {
-		return fmt.Errorf("bootiso: %w", err)
+		return err
 	}
-	config := "DEFAULT vic\nPROMPT 0\nTIMEOUT 0\nNOESCAPE 1\nLABEL vic\n  KERNEL " + pathKernel + "\n  INITRD " + pathInitrd +
-		"\n  APPEND " + cmdline + "\n"
 	files := []isoFile{
-		{pathLoader, o.Loader.Isolinux}, {pathConfig, []byte(config)}, {pathModule, o.Loader.Ldlinux},
+		{pathLoader, make([]byte, loader.Size)}, {pathCmdline, []byte(cmdline + "\n")},
 		{pathKernel, o.Kernel}, {pathInitrd, initrd},
 	}
-	return writeWhole(ctx, o.Out, func(w io.Writer) error { return writeISO(w, files) })
+	return writeISO(w, files, func(at map[string]loader.Extent) []byte {
+		line := at[pathCmdline]
+		line.Size-- // without the line feed
+		return loader.Image(loader.Params{Kernel: at[pathKernel], Initrd: at[pathInitrd], Cmdline: line})
+	})
 }
 
 // writeWhole writes a file under a temporary name and renames it.
-func writeWhole(ctx context.Context, name string, write func(io.Writer) error) (err error) {
+func writeWhole(ctx context.Context, name string, data []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
-		return fmt.Errorf("bootiso: out: %w", err)
+		return err
 	}
 	defer func() {
 		if err != nil {
@@ -105,38 +128,34 @@ func writeWhole(ctx context.Context, name string, write func(io.Writer) error) (
 			_ = os.Remove(f.Name())
 		}
 	}()
-	if err := write(f); err != nil {
-		return fmt.Errorf("bootiso: out: %w", err)
+	if _, err := f.Write(data); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("bootiso: %w", err)
+		return err
 	}
 	if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("bootiso: out: %w", err)
+		return err
 	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return fmt.Errorf("bootiso: out: %w", err)
-	}
-	return nil
+	return os.Rename(f.Name(), name)
 }
 
-// checkKernel looks for the boot sector's signature and the "HdrS" of the
-// Linux boot protocol (Documentation/x86/boot.rst).
+// checkKernel looks for the header of the Linux boot protocol and for what the
+// loader needs of it (Documentation/x86/boot.rst, "The Real-Mode Kernel
+// Header").
 func checkKernel(b []byte) error {
 	if len(b) < 0x264 || b[0x1fe] != 0x55 || b[0x1ff] != 0xaa || string(b[0x202:0x206]) != "HdrS" {
 		return errors.New("not an x86 bzImage")
 	}
-	return nil
-}
-
-// compress packs the initial RAM disk. One worker, so that the bytes depend on
-// the input alone.
-func compress(b []byte) ([]byte, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression),
-		zstd.WithWindowSize(1<<20))
-	if err != nil {
-		return nil, err
+	if v := binary.LittleEndian.Uint16(b[0x206:]); v < 0x20a {
+		return fmt.Errorf("boot protocol %d.%02d, need 2.10 (Linux 2.6.31)", v>>8, v&0xff)
 	}
-	defer enc.Close()
-	return enc.EncodeAll(b, nil), nil
+	setup := (int(b[0x1f1]) + 1) * 512 // setup_sects and the boot sector
+	if b[0x1f1] == 0 {
+		setup = 5 * 512
+	}
+	if b[0x211]&1 == 0 || setup > 32<<10 || setup >= len(b) {
+		return errors.New("not a bzImage that is loaded high, with up to 32 KiB of real-mode code")
+	}
+	return nil
 }

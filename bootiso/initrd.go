@@ -11,7 +11,10 @@ import (
 	"github.com/vicsdk/vic-go/bootiso/modlist"
 )
 
-// buildInitrd makes the initial RAM disk, compressed.
+// buildInitrd makes the initial RAM disk. It is not compressed: where QEMU
+// emulates the processor, the kernel takes 0.1 s for the plain archive of
+// 6 MB, 0.2 s for LZ4, 0.3 s for fast and 0.5 s for dense Zstandard, more than
+// reading less from the CD saves.
 func buildInitrd(ctx context.Context, o Options) ([]byte, error) {
 	var a cpio
 	for _, dir := range []string{"dev", "proc", "sys", "run", "disk"} {
@@ -46,7 +49,7 @@ func buildInitrd(ctx context.Context, o Options) ([]byte, error) {
 		}
 		a.file(modlist.Path[1:], 0o644, text.Bytes())
 	}
-	return compress(a.finish())
+	return a.finish(), nil
 }
 
 // cpio writes the kernel's "newc" archives

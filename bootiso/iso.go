@@ -9,6 +9,8 @@ import (
 	"path"
 	"sort"
 	"strings"
+
+	"github.com/vicsdk/vic-go/bootiso/loader"
 )
 
 // isoFile is a file of an image, by its absolute path in lower case. Its
@@ -19,10 +21,9 @@ type isoFile struct {
 }
 
 const (
-	sector       = 2048
-	sectorPVD    = 16
-	bootInfoSize = 56 // of the table in isolinux.bin
-	bootInfoAt   = 8
+	sector           = 2048
+	sectorPVD        = 16
+	sectorBootRecord = 17 // "El Torito" 1.0, section 2.0
 )
 
 // isoNode is a directory record on its way.
@@ -37,10 +38,10 @@ type isoNode struct {
 }
 
 // writeISO writes an ISO 9660 image (ECMA-119, level 1) that a BIOS boots as a
-// CD without emulation ("El Torito" 1.0), by the first file, which must be
-// isolinux.bin. All dates are left open, so that equal files make equal
-// images.
-func writeISO(w io.Writer, files []isoFile) error {
+// CD without emulation ("El Torito" 1.0), by the first file, whose content boot
+// makes once the places of all files are known. All dates are left open, so
+// that equal files make equal images.
+func writeISO(w io.Writer, files []isoFile, boot func(at map[string]loader.Extent) []byte) error {
 	root := &isoNode{id: "\x00", name: "/", dir: true}
 	var ordered []*isoNode // files, in the order given
 	for _, f := range files {
@@ -68,11 +69,14 @@ func writeISO(w io.Writer, files []isoFile) error {
 		f.at = next
 		next += (f.size + sector - 1) / sector
 	}
-	loader := append([]byte(nil), ordered[0].data...)
-	if err := bootInfo(loader, ordered[0].at); err != nil {
-		return err
+	places := map[string]loader.Extent{}
+	for _, f := range ordered {
+		places[f.name] = loader.Extent{LBA: f.at, Size: f.size}
 	}
-	ordered[0].data = loader
+	first := ordered[0]
+	if first.data = boot(places); len(first.data) != int(first.size) {
+		return fmt.Errorf("%s: %d bytes, not %d", first.name, len(first.data), first.size)
+	}
 
 	var b bytes.Buffer
 	b.Write(make([]byte, sectorPVD*sector))
@@ -218,16 +222,18 @@ func primary(root *isoNode, sectors, tableL, tableM uint32, tableSize int) []byt
 	return append(b, 1)
 }
 
+const elTorito = "EL TORITO SPECIFICATION"
+
 // bootRecord is El Torito's volume descriptor (figure 7).
 func bootRecord(catalog uint32) []byte {
-	b := append([]byte{0}, "CD001\x01EL TORITO SPECIFICATION"...)
+	b := append([]byte{0}, "CD001\x01"+elTorito...)
 	b = append(b, make([]byte, 71-len(b))...)
 	return binary.LittleEndian.AppendUint32(b, catalog)
 }
 
 // bootCatalog has the validation entry and the default entry (figures 2 and
 // 3): an x86 image, no emulation, four 512-byte sectors to load.
-func bootCatalog(loader uint32) []byte {
+func bootCatalog(image uint32) []byte {
 	b := make([]byte, 28)
 	b[0] = 1
 	b = append(b, 0, 0, 0x55, 0xaa)
@@ -237,27 +243,6 @@ func bootCatalog(loader uint32) []byte {
 	}
 	binary.LittleEndian.PutUint16(b[28:], -sum)
 	b = append(b, 0x88, 0, 0, 0, 0, 0, 4, 0)
-	b = binary.LittleEndian.AppendUint32(b, loader)
+	b = binary.LittleEndian.AppendUint32(b, image)
 	return append(b, make([]byte, 20)...)
-}
-
-// bootInfo fills the table by which isolinux finds itself: the sectors of the
-// volume descriptor and of the file, its length, and the sum of its words from
-// byte 64 on.
-func bootInfo(b []byte, at uint32) error {
-	if len(b) < bootInfoAt+bootInfoSize {
-		return fmt.Errorf("isolinux.bin: %d bytes are too few", len(b))
-	}
-	var sum uint32
-	for i := bootInfoAt + bootInfoSize; i < len(b); i += 4 {
-		var word [4]byte
-		copy(word[:], b[i:])
-		sum += binary.LittleEndian.Uint32(word[:])
-	}
-	t := b[bootInfoAt:]
-	for i, v := range []uint32{sectorPVD, at, uint32(len(b)), sum} {
-		binary.LittleEndian.PutUint32(t[4*i:], v)
-	}
-	clear(t[16:bootInfoSize])
-	return nil
 }

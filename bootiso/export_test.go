@@ -1,0 +1,4 @@
+package bootiso
+
+// TetherPackages is for a test.
+func TetherPackages() []string { return tetherPackages() }
