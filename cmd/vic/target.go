@@ -13,7 +13,6 @@ import (
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/lab"
-	"github.com/vicsdk/vic-go/vic/registry"
 )
 
 func targetFlags() []cli.Flag {
@@ -136,32 +135,4 @@ func withEngine(c *cli.Context, f func(ctx context.Context, e *engine.Engine) er
 		}
 		return f(ctx, e)
 	})
-}
-
-func registryFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringSliceFlag{Name: "plain-http", EnvVars: []string{"VIC_PLAIN_HTTP"}, Usage: "`REGISTRY` that is spoken to without TLS"},
-		&cli.PathFlag{Name: "registry-ca", EnvVars: []string{"VIC_REGISTRY_CA"}, Usage: "`FILE` of certificates that may sign a registry's"},
-	}
-}
-
-func registryOptions(c *cli.Context) (func(registry.Name) *registry.Options, error) {
-	var ca []byte
-	if f := c.Path("registry-ca"); f != "" {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return nil, err
-		}
-		ca = b
-	}
-	plain := map[string]bool{}
-	for _, r := range c.StringSlice("plain-http") {
-		plain[r] = true
-	}
-	return func(n registry.Name) *registry.Options {
-		if plain[n.Registry] {
-			return &registry.Options{PlainHTTP: true}
-		}
-		return &registry.Options{CA: ca}
-	}, nil
 }

@@ -46,6 +46,15 @@ type Options struct {
 	TLS bool
 	// Username and Password, if not empty, are what the registry asks for.
 	Username, Password string
+	// Tokens, if not nil, makes the registry want the bearer tokens of this
+	// server instead of a password. The server must outlive the registry.
+	Tokens *Tokens
+	// ClientCA, in PEM, makes the registry want a client's certificate that
+	// it signed. It needs TLS.
+	ClientCA []byte
+	// ProxyOf makes the registry a pull-through cache of the one at this URL;
+	// nothing can be pushed to it.
+	ProxyOf string
 	// Logger gets the registry's own log at debug level; nil discards it.
 	Logger *slog.Logger
 }
@@ -57,6 +66,7 @@ type Registry struct {
 	addr string
 	ca   []byte
 
+	config string // file
 	cmd    *exec.Cmd
 	exited chan struct{}
 	logged chan struct{} // closed when the log has been read to its end
@@ -70,12 +80,18 @@ type Registry struct {
 // must Close it. The error is [ErrMissing] where docker-registry is not
 // installed. ctx bounds the start only.
 func Start(ctx context.Context, opts *Options) (_ *Registry, err error) {
-	r := &Registry{exited: make(chan struct{}), logged: make(chan struct{}), tail: &tail{}}
+	r := &Registry{tail: &tail{}}
 	if opts != nil {
 		r.opts = *opts
 	}
 	if (r.opts.Username == "") != (r.opts.Password == "") {
 		return nil, errors.New("options Username and Password: give both or none")
+	}
+	if r.opts.Tokens != nil && r.opts.Username != "" {
+		return nil, errors.New("options Tokens and Username exclude each other")
+	}
+	if r.opts.ClientCA != nil && !r.opts.TLS {
+		return nil, errors.New("option ClientCA needs TLS")
 	}
 	if r.opts.Logger == nil {
 		r.opts.Logger = slog.New(slog.DiscardHandler)
@@ -92,23 +108,51 @@ func Start(ctx context.Context, opts *Options) (_ *Registry, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	config, err := r.configure()
-	if err != nil {
+	if err := r.configure("127.0.0.1:0"); err != nil {
 		return nil, err
 	}
+	return r, r.start(ctx, path)
+}
+
+func (r *Registry) start(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := r.run(ctx, path, config); err != nil {
-		return nil, err
+	r.exited, r.logged = make(chan struct{}), make(chan struct{})
+	if err := r.run(ctx, path, r.config); err != nil {
+		return err
 	}
-	return r, r.probe(ctx)
+	return r.probe(ctx)
+}
+
+// Stop ends the program, at once and with all its connections, and keeps what
+// it stores for Restart.
+func (r *Registry) Stop() error {
+	if r.cmd == nil {
+		return nil
+	}
+	err := r.stop()
+	<-r.logged
+	r.cmd = nil
+	return err
+}
+
+// Restart starts a registry that Stop has ended, at its old address.
+func (r *Registry) Restart(ctx context.Context) error {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return fmt.Errorf("%s: %w", program, ErrMissing)
+	}
+	if err := r.configure(r.addr); err != nil {
+		return err
+	}
+	return r.start(ctx, path)
 }
 
 // configure writes the registry's configuration: "Configuring a registry" of
 // distribution 2.8. JSON is YAML.
-func (r *Registry) configure() (name string, err error) {
+func (r *Registry) configure(addr string) error {
 	type m = map[string]any
-	http := m{"addr": "127.0.0.1:0", "secret": "testregistry"}
+	http := m{"addr": addr, "secret": "testregistry"}
 	config := m{
 		"version": "0.1",
 		"log":     m{"level": "info", "formatter": "json", "accesslog": m{"disabled": true}},
@@ -119,34 +163,54 @@ func (r *Registry) configure() (name string, err error) {
 		"http": http,
 	}
 	if r.opts.TLS {
-		cert, key, err := newCertificate()
-		if err != nil {
-			return "", err
-		}
-		r.ca = cert
 		certFile, keyFile := filepath.Join(r.dir, "tls.crt"), filepath.Join(r.dir, "tls.key")
-		if err := errors.Join(os.WriteFile(certFile, cert, 0o600), os.WriteFile(keyFile, key, 0o600)); err != nil {
-			return "", err
+		if r.ca == nil {
+			cert, key, err := newCertificate()
+			if err != nil {
+				return err
+			}
+			r.ca = cert
+			if err := errors.Join(os.WriteFile(certFile, cert, 0o600), os.WriteFile(keyFile, key, 0o600)); err != nil {
+				return err
+			}
 		}
-		http["tls"] = m{"certificate": certFile, "key": keyFile}
+		tls := m{"certificate": certFile, "key": keyFile}
+		if r.opts.ClientCA != nil {
+			file := filepath.Join(r.dir, "clients.crt")
+			if err := os.WriteFile(file, r.opts.ClientCA, 0o600); err != nil {
+				return err
+			}
+			tls["clientcas"] = []string{file}
+		}
+		http["tls"] = tls
 	}
 	if r.opts.Username != "" {
 		hash, err := bcrypt.GenerateFromPassword([]byte(r.opts.Password), bcrypt.MinCost)
 		if err != nil {
-			return "", fmt.Errorf("option Password: %w", err)
+			return fmt.Errorf("option Password: %w", err)
 		}
 		file := filepath.Join(r.dir, "htpasswd")
 		if err := os.WriteFile(file, fmt.Appendf(nil, "%s:%s\n", r.opts.Username, hash), 0o600); err != nil {
-			return "", err
+			return err
 		}
 		config["auth"] = m{"htpasswd": m{"realm": "testregistry", "path": file}}
 	}
+	if t := r.opts.Tokens; t != nil {
+		file := filepath.Join(r.dir, "tokens.crt")
+		if err := os.WriteFile(file, t.bundle(), 0o600); err != nil {
+			return err
+		}
+		config["auth"] = m{"token": m{"realm": t.URL() + "/token", "service": tokenService, "issuer": tokenIssuer, "rootcertbundle": file}}
+	}
+	if r.opts.ProxyOf != "" {
+		config["proxy"] = m{"remoteurl": r.opts.ProxyOf}
+	}
 	text, err := json.Marshal(config)
 	if err != nil {
-		return "", err
+		return err
 	}
-	name = filepath.Join(r.dir, "config.yml")
-	return name, os.WriteFile(name, text, 0o600)
+	r.config = filepath.Join(r.dir, "config.yml")
+	return os.WriteFile(r.config, text, 0o600)
 }
 
 // run starts the program and waits for the address in its log. The registry
@@ -239,10 +303,13 @@ func (r *Registry) probe(ctx context.Context) error {
 		return err
 	}
 	want := http.StatusOK
-	if r.opts.Username != "" {
+	if r.opts.Username != "" || r.opts.Tokens != nil {
 		want = http.StatusUnauthorized
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil && r.opts.ClientCA != nil && strings.Contains(err.Error(), "tls: ") {
+		return nil // it asks for a certificate that we do not have
+	}
 	if err != nil {
 		return fmt.Errorf("ask %s: %w: %s", program, err, r.tail)
 	}
@@ -276,10 +343,7 @@ func (r *Registry) Dir() string { return filepath.Join(r.dir, "data") }
 // more than once.
 func (r *Registry) Close() error {
 	r.closeOnce.Do(func() {
-		if r.cmd != nil {
-			r.closeErr = r.stop()
-			<-r.logged
-		}
+		r.closeErr = r.Stop()
 		r.closeErr = errors.Join(r.closeErr, os.RemoveAll(r.dir))
 	})
 	return r.closeErr

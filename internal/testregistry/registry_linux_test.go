@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -165,6 +166,60 @@ func TestSecured(t *testing.T) {
 	}
 }
 
+func TestRestart(t *testing.T) {
+	r := testregistry.ForTest(t, nil)
+	dir, addr := t.TempDir(), r.Addr()
+	desc, err := image("x").Write(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Push(t.Context(), dir, "x:1"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			t.Error("somebody still listens")
+		}
+		if err := r.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, _, body := get(t, r, "/v2/x/manifests/1", "", ""); r.Addr() != addr || status != http.StatusOK || digest.FromBytes(body) != desc.Digest {
+		t.Errorf("after a restart: %s, %d, %s", r.Addr(), status, body)
+	}
+}
+
+// TestTokens: only who has a token of the server is let in, as skopeo, which
+// shares no code with us, sees it.
+func TestTokens(t *testing.T) {
+	tokens := testregistry.TokensForTest(t, testregistry.TokenOptions{Username: "me", Password: "secret"})
+	r := testregistry.ForTest(t, &testregistry.Options{Tokens: tokens})
+	if status, _, _ := get(t, r, "/v2/x/manifests/1", "me", "secret"); status != http.StatusUnauthorized {
+		t.Errorf("with a password but no token: %d", status)
+	}
+	dir := t.TempDir()
+	if _, err := image("x").Write(t.Context(), dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("skopeo"); err != nil && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	for creds, want := range map[string]bool{"me:secret": true, "me:wrong": false} {
+		out, err := exec.CommandContext(t.Context(), "skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false",
+			"--dest-creds", creds, "oci:"+dir+":latest", "docker://"+r.Addr()+"/x:1").CombinedOutput()
+		if (err == nil) != want {
+			t.Errorf("skopeo with %s: %v, %s", creds, err, out)
+		}
+	}
+	if n := len(tokens.Requests()); n < 2 {
+		t.Errorf("the token server was asked %d times", n)
+	}
+}
+
 func TestCloseLeavesNothing(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	var log bytes.Buffer
@@ -205,6 +260,14 @@ func TestStartRefuses(t *testing.T) {
 		},
 		"password too long for bcrypt": func() error {
 			_, err := testregistry.Start(t.Context(), &testregistry.Options{Username: "me", Password: strings.Repeat("p", 100)})
+			return err
+		},
+		"tokens and a password": func() error {
+			_, err := testregistry.Start(t.Context(), &testregistry.Options{Username: "me", Password: "x", Tokens: &testregistry.Tokens{}})
+			return err
+		},
+		"client certificates without TLS": func() error {
+			_, err := testregistry.Start(t.Context(), &testregistry.Options{ClientCA: []byte("x")})
 			return err
 		},
 		"after the context's end": func() error {
