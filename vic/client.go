@@ -12,14 +12,12 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
-	"github.com/vmware/govmomi/find"
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/session"
-	"github.com/vmware/govmomi/session/keepalive"
 	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/internal/vsphere"
@@ -28,20 +26,15 @@ import (
 // A Client is a session with a vCenter, in one datacenter. Its methods may be
 // called by several goroutines.
 type Client struct {
-	vim       *vim25.Client
-	session   *session.Manager
+	s         *vsphere.Session
 	ownedBy   bool
-	dc        *object.Datacenter
 	authority crypto.Signer
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	log       *slog.Logger
 }
 
-// idle is how long a session may rest before it is used to keep it; vCenter
-// ends sessions after 30 minutes.
-const idle = 10 * time.Minute
-
-// Connect logs in. Close logs out.
+// Connect logs in. Close logs out. A login that the server has ended meanwhile,
+// because it rested or because of a restart, is made again when it is needed.
 //
 // A certificate that is not trusted is ErrDenied and names the thumbprint that
 // the server showed; wrong credentials are ErrDenied, an endpoint that does
@@ -72,59 +65,49 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fault.Wrap(op, ref, explainTLS(ctx, u, cfg.Thumbprint, err))
 	}
-	m := session.NewManager(vc)
-	user := url.UserPassword(cfg.User, cfg.Password)
-	if err := m.Login(ctx, user); err != nil {
+	login := func(ctx context.Context, rt soap.RoundTripper) error {
+		req := types.Login{This: *vc.ServiceContent.SessionManager, UserName: cfg.User, Password: cfg.Password, Locale: session.Locale}
+		_, err := methods.Login(ctx, rt, &req)
+		return err
+	}
+	if err := login(ctx, vc.RoundTripper); err != nil {
 		err = vsphere.Judge(err)
 		if soap.IsSoapFault(err) {
 			err = fault.As(ErrDenied, err)
 		}
 		return nil, fault.Wrap(op, ref, err)
 	}
-	again := session.NewManager(vc) // its requests bypass the keep-alive
-	vc.RoundTripper = keepalive.NewHandlerSOAP(vc.RoundTripper, idle, func() error {
-		ok, err := again.SessionIsActive(context.Background())
-		if err == nil && !ok {
-			err = again.Login(context.Background(), user)
-		}
-		return err
-	})
-	c, err := adopt(ctx, vc, cfg)
+	c, err := adopt(ctx, vc, cfg, login)
 	if err != nil {
-		_ = m.Logout(context.WithoutCancel(ctx))
+		dctx, cancel := vsphere.Detached(ctx)
+		defer cancel()
+		_ = session.NewManager(vc).Logout(dctx)
 		return nil, fault.Wrap(op, ref, err)
 	}
-	c.session, c.ownedBy = m, true
+	c.ownedBy = true
 	return c, nil
 }
 
 // Adopt uses a client that is logged in already and stays its owner's: Close
-// does not log it out. Of cfg only Datacenter, Authority, DialGuest and Logger
+// does not log it out, and does nothing but end what waits. Of cfg only Datacenter, Authority, DialGuest and Logger
 // are used; a URL or credentials beside it are refused.
 func Adopt(ctx context.Context, vc *vim25.Client, cfg Config) (*Client, error) {
 	if cfg.URL != "" || cfg.User != "" || cfg.Password != "" || cfg.Thumbprint != "" || len(cfg.CA) > 0 {
 		return nil, fault.Wrap("adopt", Ref{}, fault.Of(ErrInvalid, "URL, User, Password, Thumbprint and CA belong to the adopted client: leave them empty"))
 	}
-	c, err := adopt(ctx, vc, cfg)
+	c, err := adopt(ctx, vc, cfg, nil)
 	return c, fault.Wrap("adopt", Ref{}, err)
 }
 
-func adopt(ctx context.Context, vc *vim25.Client, cfg Config) (*Client, error) {
+func adopt(ctx context.Context, vc *vim25.Client, cfg Config, login func(context.Context, soap.RoundTripper) error) (*Client, error) {
 	if !vc.IsVC() {
 		return nil, fault.Of(ErrUnsupported, "%s is no vCenter but %s", vc.URL().Host, vc.ServiceContent.About.FullName)
 	}
-	f := find.NewFinder(vc, false)
-	var dc *object.Datacenter
-	var err error
-	if cfg.Datacenter == "" {
-		dc, err = f.DefaultDatacenter(ctx)
-	} else {
-		dc, err = f.Datacenter(ctx, cfg.Datacenter)
-	}
+	s, err := vsphere.NewSession(ctx, vc, vsphere.SessionOptions{Login: login, Datacenter: cfg.Datacenter})
 	if err != nil {
-		return nil, fmt.Errorf("Datacenter: %w", vsphere.Judge(err))
+		return nil, fmt.Errorf("Datacenter: %w", err)
 	}
-	c := &Client{vim: vc, session: session.NewManager(vc), dc: dc, authority: cfg.Authority, dial: cfg.DialGuest, log: cfg.Logger}
+	c := &Client{s: s, authority: cfg.Authority, dial: cfg.DialGuest, log: cfg.Logger}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -134,23 +117,32 @@ func adopt(ctx context.Context, vc *vim25.Client, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the session that Connect began. It frees nothing in vSphere.
+// Close ends the session that Connect began, and whatever still waits in it,
+// with ErrState. It frees nothing in vSphere. No goroutine is left.
 func (c *Client) Close(ctx context.Context) error {
+	err := c.s.Watcher.Close(ctx)
 	if !c.ownedBy {
-		return nil
+		return fault.Wrap("close", Ref{}, err)
 	}
-	err := c.session.Logout(ctx)
-	c.vim.CloseIdleConnections()
-	return fault.Wrap("log out", Ref{}, vsphere.Judge(err))
+	err = errors.Join(err, c.s.Logout(ctx))
+	c.s.Vim.CloseIdleConnections()
+	return fault.Wrap("log out", Ref{}, err)
 }
 
-// Vim returns govmomi's client, for what this module does not offer.
-func (c *Client) Vim() *vim25.Client { return c.vim }
+// Session is for the packages of this module: what they ask and wait for in
+// vSphere goes through it.
+func (c *Client) Session() *vsphere.Session { return c.s }
+
+// Vim returns govmomi's client, for what this module does not offer. Its default
+// property collector is in use: wait with one of your own, as govmomi's own
+// waits do.
+func (c *Client) Vim() *vim25.Client { return c.s.Vim }
 
 // Datacenter returns the datacenter that names are looked up in; its Name is
 // the inventory path.
 func (c *Client) Datacenter() Ref {
-	return Ref{Kind: "datacenter", ID: c.dc.Reference().Value, Name: c.dc.InventoryPath}
+	ref, path := c.s.Datacenter()
+	return Ref{Kind: "datacenter", ID: ref.Value, Name: path}
 }
 
 // Authority returns the key that certifies this client to guests, or nil.

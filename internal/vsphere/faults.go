@@ -6,6 +6,7 @@ package vsphere
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"reflect"
@@ -93,6 +94,21 @@ func vimFault(err error) any {
 		}
 	}
 	return nil
+}
+
+// judgeFault makes an error of a fault that came as data.
+func judgeFault(f types.BaseMethodFault, text string) error {
+	return Judge(fmt.Errorf("%s: %w", text, soap.WrapVimFault(f)))
+}
+
+// isFault tells whether err carries a vSphere fault of type T.
+func isFault[T any](err error) bool {
+	f := vimFault(err)
+	if f == nil {
+		return false
+	}
+	_, ok := reflect.Indirect(reflect.ValueOf(f)).Interface().(T)
+	return ok
 }
 
 func kindOf(f any) error {

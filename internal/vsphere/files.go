@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/vmware/govmomi/object"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -22,7 +21,7 @@ import (
 // Files is one datastore's content, reached by vCenter's /folder and its file
 // manager. Paths are slash paths from the datastore's root.
 type Files struct {
-	c          *vim25.Client
+	s          *Session
 	datacenter types.ManagedObjectReference
 	dcPath     string
 	name       string
@@ -31,8 +30,8 @@ type Files struct {
 
 // NewFiles gives access to a datastore of a datacenter, whose inventory path
 // (such as "/dc1") dcPath is.
-func NewFiles(c *vim25.Client, dc types.ManagedObjectReference, dcPath string, ds types.ManagedObjectReference, name string) *Files {
-	return &Files{c: c, datacenter: dc, dcPath: dcPath, datastore: ds, name: name}
+func NewFiles(s *Session, dc types.ManagedObjectReference, dcPath string, ds types.ManagedObjectReference, name string) *Files {
+	return &Files{s: s, datacenter: dc, dcPath: dcPath, datastore: ds, name: name}
 }
 
 // Datastore returns the managed object and its name.
@@ -53,7 +52,7 @@ func SplitPath(p string) (datastore, file string, err error) {
 }
 
 func (f *Files) url(p string) *url.URL {
-	return object.NewDatastoreURL(*f.c.URL(), f.dcPath, f.name, p)
+	return object.NewDatastoreURL(*f.s.Vim.URL(), f.dcPath, f.name, p)
 }
 
 func (f *Files) do(ctx context.Context, method, p string, h http.Header) (*http.Response, error) {
@@ -61,7 +60,17 @@ func (f *Files) do(ctx context.Context, method, p string, h http.Header) (*http.
 	for k := range h {
 		hdr[k] = h.Get(k)
 	}
-	res, err := f.c.DownloadRequest(ctx, f.url(p), &soap.Download{Method: method, Headers: hdr})
+	get := func() (*http.Response, error) {
+		return f.s.Vim.DownloadRequest(ctx, f.url(p), &soap.Download{Method: method, Headers: hdr})
+	}
+	n := f.s.renewal.epoch()
+	res, err := get()
+	if err == nil && res.StatusCode == http.StatusUnauthorized && f.s.renewal != nil {
+		res.Body.Close()
+		if err = f.s.renewal.renew(ctx, n); err == nil {
+			res, err = get()
+		}
+	}
 	if err != nil {
 		return nil, Judge(err)
 	}
@@ -102,7 +111,7 @@ func (f *Files) ReadFile(ctx context.Context, p string, limit int64) ([]byte, er
 // Put writes a file of size bytes whole. It is not atomic on vSphere: write
 // under a name that nobody reads and rename.
 func (f *Files) Put(ctx context.Context, p string, r io.Reader, size int64) error {
-	err := f.c.Upload(ctx, r, f.url(p), &soap.Upload{Type: "application/octet-stream", Method: http.MethodPut, ContentLength: size})
+	err := f.s.Vim.Upload(ctx, r, f.url(p), &soap.Upload{Type: "application/octet-stream", Method: http.MethodPut, ContentLength: size})
 	if err != nil {
 		return fault.As(uploadKind(err), fmt.Errorf("write %s: %w", f.Path(p), Judge(err)))
 	}
@@ -141,14 +150,14 @@ func (f *Files) WriteFile(ctx context.Context, p string, b []byte) error {
 // Move renames a file or a directory. Without force, an existing destination
 // is fault.ErrConflict.
 func (f *Files) Move(ctx context.Context, from, to string, force bool) error {
-	t, err := object.NewFileManager(f.c).MoveDatastoreFile(ctx, f.Path(from), f.dc(), f.Path(to), f.dc(), force)
+	t, err := object.NewFileManager(f.s.Vim).MoveDatastoreFile(ctx, f.Path(from), f.dc(), f.Path(to), f.dc(), force)
 	return f.finish(ctx, "move "+f.Path(from)+" to "+f.Path(to), t, err)
 }
 
 // Delete removes a file, or a directory with all in it. What is not there is
 // no error.
 func (f *Files) Delete(ctx context.Context, p string) error {
-	t, err := object.NewFileManager(f.c).DeleteDatastoreFile(ctx, f.Path(p), f.dc())
+	t, err := object.NewFileManager(f.s.Vim).DeleteDatastoreFile(ctx, f.Path(p), f.dc())
 	err = f.finish(ctx, "delete "+f.Path(p), t, err)
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil
@@ -158,7 +167,7 @@ func (f *Files) Delete(ctx context.Context, p string) error {
 
 // MkdirAll makes a directory and its parents. One that exists is no error.
 func (f *Files) MkdirAll(ctx context.Context, p string) error {
-	err := Judge(object.NewFileManager(f.c).MakeDirectory(ctx, f.Path(p), f.dc(), true))
+	err := Judge(object.NewFileManager(f.s.Vim).MakeDirectory(ctx, f.Path(p), f.dc(), true))
 	if err == nil || errors.Is(err, fault.ErrConflict) {
 		return nil
 	}
@@ -168,7 +177,7 @@ func (f *Files) MkdirAll(ctx context.Context, p string) error {
 // Mkdir makes a directory whose parent exists. One that exists is
 // fault.ErrConflict, so that of two callers one wins.
 func (f *Files) Mkdir(ctx context.Context, p string) error {
-	err := Judge(object.NewFileManager(f.c).MakeDirectory(ctx, f.Path(p), f.dc(), false))
+	err := Judge(object.NewFileManager(f.s.Vim).MakeDirectory(ctx, f.Path(p), f.dc(), false))
 	if err != nil {
 		return fmt.Errorf("make directory %s: %w", f.Path(p), err)
 	}
@@ -177,7 +186,7 @@ func (f *Files) Mkdir(ctx context.Context, p string) error {
 
 // CreateThinDisk makes an empty thin disk of the given size in bytes.
 func (f *Files) CreateThinDisk(ctx context.Context, p string, size int64) error {
-	t, err := object.NewVirtualDiskManager(f.c).CreateVirtualDisk(ctx, f.Path(p), f.dc(), &types.FileBackedVirtualDiskSpec{
+	t, err := object.NewVirtualDiskManager(f.s.Vim).CreateVirtualDisk(ctx, f.Path(p), f.dc(), &types.FileBackedVirtualDiskSpec{
 		VirtualDiskSpec: types.VirtualDiskSpec{DiskType: string(types.VirtualDiskTypeThin), AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic)},
 		CapacityKb:      size / 1024,
 	})
@@ -193,7 +202,7 @@ type Entry struct {
 
 // List lists a directory. One that does not exist is fault.ErrNotFound.
 func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
-	b, err := object.NewDatastore(f.c, f.datastore).Browser(ctx)
+	b, err := object.NewDatastore(f.s.Vim, f.datastore).Browser(ctx)
 	if err != nil {
 		return nil, Judge(err)
 	}
@@ -205,7 +214,7 @@ func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
 	if err != nil {
 		return nil, Judge(err)
 	}
-	r, err := Wait(ctx, f.c, t.Reference(), nil)
+	r, err := WaitResult(ctx, f.s, t.Reference())
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", f.Path(p), err)
 	}
@@ -222,13 +231,13 @@ func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
 	return out, nil
 }
 
-func (f *Files) dc() *object.Datacenter { return object.NewDatacenter(f.c, f.datacenter) }
+func (f *Files) dc() *object.Datacenter { return object.NewDatacenter(f.s.Vim, f.datacenter) }
 
 func (f *Files) finish(ctx context.Context, what string, t *object.Task, err error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, Judge(err))
 	}
-	if _, err := Wait(ctx, f.c, t.Reference(), nil); err != nil {
+	if _, err := Wait(ctx, f.s, t.Reference(), nil); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/task"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -33,37 +31,73 @@ type Progress func(percent int32)
 // Judge. Where ctx ends first, the task is cancelled on a detached context and
 // followed to its end; if it came to a good end all the same, that counts. A
 // task whose end could not be seen is fault.ErrUnknownOutcome.
-func Wait(ctx context.Context, c *vim25.Client, ref types.ManagedObjectReference, p Progress) (any, error) {
-	info, err := await(ctx, c, ref, p)
+func Wait(ctx context.Context, s *Session, ref types.ManagedObjectReference, p Progress) (any, error) {
+	info, err := await(ctx, s, ref, p)
+	return conclude(ctx, s, ref, info, err)
+}
+
+// WaitIn is Wait for a task that a watch follows (see TaskProperties). The
+// caller's hold on the watch stays.
+func WaitIn(ctx context.Context, s *Session, x *Watch, ref types.ManagedObjectReference) (any, error) {
+	var info *types.TaskInfo
+	err := x.Wait(ctx, func(st State) (done bool, err error) {
+		info, done, err = taskInfo(st, ref)
+		return done, err
+	})
+	return conclude(ctx, s, ref, info, err)
+}
+
+// WaitResult is Wait for a task that must have a result.
+func WaitResult(ctx context.Context, s *Session, ref types.ManagedObjectReference) (any, error) {
+	res, err := Wait(ctx, s, ref, nil)
+	if err != nil || res != nil {
+		return res, err
+	}
+	// The state may be told of before the result is.
+	var t mo.Task
+	if err := Properties(ctx, s, ref, []string{"info.result"}, &t); err != nil {
+		return nil, fault.As(fault.ErrUnknownOutcome, fmt.Errorf("result of task %s: %w", ref.Value, err))
+	}
+	return t.Info.Result, nil
+}
+
+// conclude judges a wait's end, whichever way it came.
+func conclude(ctx context.Context, s *Session, ref types.ManagedObjectReference, info *types.TaskInfo, err error) (any, error) {
 	if err == nil {
-		return judgeTask(info)
+		return judgeTask(ctx, s, info)
 	}
 	if ctx.Err() == nil {
 		// The connection failed, not the task: ask once more before giving up.
 		dctx, cancel := Detached(ctx)
 		defer cancel()
-		if info, e := await(dctx, c, ref, nil); e == nil {
-			return judgeTask(info)
+		if info, e := await(dctx, s, ref, nil); e == nil {
+			return judgeTask(dctx, s, info)
 		}
 		return nil, fault.As(fault.ErrUnknownOutcome, fmt.Errorf("task %s: %w", ref.Value, Judge(err)))
 	}
 	dctx, cancel := Detached(ctx)
 	defer cancel()
-	_, _ = methods.CancelTask(dctx, c, &types.CancelTask{This: ref})
-	info, e := await(dctx, c, ref, nil)
+	_, _ = methods.CancelTask(dctx, s.Vim, &types.CancelTask{This: ref})
+	info, e := await(dctx, s, ref, nil)
 	if e != nil {
 		return nil, fault.As(fault.ErrUnknownOutcome, fmt.Errorf("task %s after %w: %w", ref.Value, context.Cause(ctx), e))
 	}
 	if info.State == types.TaskInfoStateSuccess {
 		return info.Result, nil
 	}
-	_, e = judgeTask(info)
+	_, e = judgeTask(dctx, s, info)
 	return nil, errors.Join(context.Cause(ctx), e)
 }
 
-func judgeTask(info *types.TaskInfo) (any, error) {
+func judgeTask(ctx context.Context, s *Session, info *types.TaskInfo) (any, error) {
 	if info.State == types.TaskInfoStateSuccess {
 		return info.Result, nil
+	}
+	if info.Error == nil { // the state may be told of before the fault is
+		var t mo.Task
+		if err := Properties(ctx, s, info.Task, []string{"info.error"}, &t); err == nil {
+			info.Error = t.Info.Error
+		}
 	}
 	if info.Error == nil {
 		return nil, fmt.Errorf("task %s failed without a fault", info.Key)
@@ -71,83 +105,68 @@ func judgeTask(info *types.TaskInfo) (any, error) {
 	return nil, Judge(task.Error{LocalizedMethodFault: info.Error, Description: info.Description})
 }
 
-// await follows the parts of a task's info that count, rather than all of it.
-func await(ctx context.Context, c *vim25.Client, ref types.ManagedObjectReference, p Progress) (*types.TaskInfo, error) {
-	info := &types.TaskInfo{Key: ref.Value}
-	parts := []string{"info.state", "info.progress", "info.error", "info.result"}
-	err := Watch(ctx, c, ref, parts, func(set []types.PropertyChange) bool {
-		for _, ch := range set {
-			switch val := ch.Val.(type) {
-			case types.TaskInfoState:
-				info.State = val
-			case types.LocalizedMethodFault:
-				info.Error = &val
-			case int32:
-				if ch.Name == "info.progress" {
-					info.Progress = val
-				}
-			}
-			if ch.Name == "info.result" {
-				info.Result = ch.Val
-			}
-		}
-		if p != nil && info.State == types.TaskInfoStateRunning {
-			p(info.Progress)
-		}
-		return info.State == types.TaskInfoStateSuccess || info.State == types.TaskInfoStateError
-	})
+// TaskProperties are the parts of a task's info that count, for a filter that
+// follows one.
+func TaskProperties() []string { return []string{"info.state", "info.error", "info.result"} }
+
+// taskInfo makes the info of a task out of a watch's state and tells whether it
+// has ended.
+func taskInfo(s State, ref types.ManagedObjectReference) (*types.TaskInfo, bool, error) {
+	info := &types.TaskInfo{Key: ref.Value, Task: ref, Result: s.Get(ref, "info.result")}
+	info.State, _ = s.Get(ref, "info.state").(types.TaskInfoState)
+	info.Progress, _ = s.Get(ref, "info.progress").(int32)
+	if e, ok := s.Get(ref, "info.error").(types.LocalizedMethodFault); ok {
+		info.Error = &e
+	}
+	if info.State == types.TaskInfoStateSuccess || info.State == types.TaskInfoStateError {
+		return info, true, nil
+	}
+	return info, false, s.Err(ref)
+}
+
+// await follows a task to its end.
+func await(ctx context.Context, s *Session, ref types.ManagedObjectReference, p Progress) (*types.TaskInfo, error) {
+	props := TaskProperties()
+	if p != nil {
+		props = append(props, "info.progress")
+	}
+	x, err := s.Watcher.Open(ctx, One(ref, props...))
 	if err != nil {
 		return nil, err
 	}
-	return info, nil
-}
-
-// Watch calls f with the named properties of an object, first as they are,
-// then at each change, until f returns true, ctx ends or the object is gone,
-// which is fault.ErrNotFound.
-func Watch(ctx context.Context, c *vim25.Client, ref types.ManagedObjectReference, props []string, f func([]types.PropertyChange) bool) error {
-	gone := false
-	filter := new(property.WaitFilter).Add(ref, ref.Type, props)
-	err := property.WaitForUpdates(ctx, property.DefaultCollector(c), filter, func(ups []types.ObjectUpdate) bool {
-		for _, u := range ups {
-			if u.Kind == types.ObjectUpdateKindLeave {
-				gone = true
-				return true
-			}
-			if f(u.ChangeSet) {
-				return true
-			}
+	if p == nil {
+		return lastInfo(ctx, x, ref)
+	}
+	told := int32(-1)
+	for {
+		var info *types.TaskInfo
+		ended := false
+		err := x.Wait(ctx, func(st State) (bool, error) {
+			var err error
+			info, ended, err = taskInfo(st, ref)
+			return ended || info.State == types.TaskInfoStateRunning && info.Progress != told, err
+		})
+		if err != nil || ended {
+			x.release(0)
+			return info, err
 		}
-		return false
+		told = info.Progress
+		p(told)
+	}
+}
+
+func lastInfo(ctx context.Context, x *Watch, ref types.ManagedObjectReference) (info *types.TaskInfo, err error) {
+	err = x.LastWait(ctx, func(st State) (done bool, err error) {
+		info, done, err = taskInfo(st, ref)
+		return done, err
 	})
-	if gone {
-		return fault.Of(fault.ErrNotFound, "%s %s is gone", ref.Type, ref.Value)
-	}
-	return Judge(err)
+	return info, err
 }
 
-// Properties reads properties of one object into dst, a *mo type.
-func Properties(ctx context.Context, c *vim25.Client, ref types.ManagedObjectReference, props []string, dst any) error {
-	return Judge(property.DefaultCollector(c).RetrieveOne(ctx, ref, props, dst))
-}
-
-// Children reads properties of all objects of a kind that are children of a
-// folder, in one round trip, page by page where they are many.
-func Children[T any](ctx context.Context, c *vim25.Client, folder types.ManagedObjectReference, kind string, props []string) ([]T, error) {
-	req := types.RetrieveProperties{SpecSet: []types.PropertyFilterSpec{{
-		ObjectSet: []types.ObjectSpec{{
-			Obj: folder, Skip: types.NewBool(true),
-			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "Folder", Path: "childEntity"}},
-		}},
-		PropSet: []types.PropertySpec{{Type: kind, PathSet: props}},
-	}}}
-	res, err := property.DefaultCollector(c).RetrieveProperties(ctx, req)
-	if err != nil {
-		return nil, Judge(err)
+// One is a filter of one object.
+func One(ref types.ManagedObjectReference, props ...string) types.PropertyFilterSpec {
+	return types.PropertyFilterSpec{
+		ObjectSet: []types.ObjectSpec{{Obj: ref}},
+		PropSet:   []types.PropertySpec{{Type: ref.Type, PathSet: props}},
 	}
-	var out []T
-	if err := mo.LoadObjectContent(res.Returnval, &out); err != nil {
-		return nil, Judge(err)
-	}
-	return out, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
@@ -33,6 +34,33 @@ type Attachment struct {
 	mu            sync.Mutex
 	live          *tether.Attachment
 	rows, columns uint16
+	timeline      []Moment
+}
+
+// A Moment is when something was reached on the controller's side.
+type Moment struct {
+	Name string
+	Time time.Time
+}
+
+// Timeline tells how the guest was reached, for the first time: "reachable",
+// when vSphere told where the guest is; "connected", after the handshake;
+// "attached". An attachment to a container that is off has none.
+func (a *Attachment) Timeline() []Moment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]Moment(nil), a.timeline...)
+}
+
+func (a *Attachment) mark(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range a.timeline {
+		if m.Name == name {
+			return
+		}
+	}
+	a.timeline = append(a.timeline, Moment{name, time.Now()})
 }
 
 // Attach carries everything the main process writes, from its start on, and
@@ -46,19 +74,24 @@ type Attachment struct {
 // ctx bounds the call, not the attachment; Detach ends that and leaves the
 // process as it is.
 func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) {
-	info, err := v.Inspect(ctx)
-	if err != nil {
-		return nil, err
-	}
+	const op = "attach to container"
 	if _, err := v.signer(); err != nil {
-		return nil, fault.Wrap("attach to container", v.Ref(), err)
+		return nil, fault.Wrap(op, v.Ref(), err)
 	}
 	a := &Attachment{
 		vm: v, streams: s, kick: make(chan struct{}, 1), done: make(chan struct{}),
 		out: counter{w: s.Stdout}, errOut: counter{w: s.Stderr},
 	}
-	if info.State != Running {
-		a.wasOff, a.stale = true, info.status.Boot
+	if v.view.unstarted() {
+		a.wasOff = true
+	} else {
+		info, err := v.look(ctx)
+		if err != nil {
+			return nil, fault.Wrap(op, v.Ref(), err)
+		}
+		if info.State != Running {
+			a.wasOff, a.stale = true, info.status.Boot
+		}
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a.cancel = cancel
@@ -149,6 +182,7 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 		}
 		var exit tether.Exit
 		if err == nil {
+			a.mark("reachable")
 			var connected bool
 			connected, exit, err = a.session(ctx, o.status)
 			if connected && err == nil {
@@ -190,36 +224,58 @@ const maxTries = 34
 // await returns when the guest of the boot that counts can be dialled, or has
 // powered off.
 func (a *Attachment) await(ctx context.Context) (outcome, error) {
+	a.vm.view.awaitStart(ctx)
+	x, err := a.vm.hold(ctx)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer x.Release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var mu sync.Mutex
 	var o outcome
 	seenOn := !a.wasOff
 	found := false
-	judge := func(s snapshot) bool {
+	judge := func(s vsphere.State) (bool, error) {
+		if err := s.Err(a.vm.ref); err != nil {
+			return false, err
+		}
+		info, power := a.vm.info(s)
+		st := info.status
 		mu.Lock()
 		defer mu.Unlock()
-		fresh := s.status.Boot != "" && (!a.wasOff || s.status.Boot != a.stale)
+		fresh := st.Boot != "" && (!a.wasOff || st.Boot != a.stale)
 		switch {
 		case found:
-		case s.power == types.VirtualMachinePowerStatePoweredOn:
+		case power == types.VirtualMachinePowerStatePoweredOn:
 			seenOn = true
-			if fresh && s.status.HostKey != "" && len(s.status.Addresses) > 0 {
-				o.status, found = s.status, true
+			if fresh && st.HostKey != "" && len(st.Addresses) > 0 {
+				o.status, found = st, true
 			}
-		case s.power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
+		case power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
 			o.off, found = true, true
 		}
-		return found
+		return found, nil
 	}
-	// A start and an end between two updates would go unseen: after a start
-	// that this VM value made, look.
+	// A start and an end between two updates would go unseen: where a start that
+	// this VM value made is not seen soon, look.
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.kick:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(startTime):
+		}
+		mu.Lock()
+		seen := seenOn
+		mu.Unlock()
+		if seen {
+			return
 		}
 		info, err := a.vm.Inspect(ctx)
 		if err == nil && info.State != Running {
@@ -231,7 +287,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 			cancel()
 		}
 	})
-	err := a.vm.until(ctx, judge)
+	err = x.Wait(ctx, judge)
 	cancel()
 	wg.Wait()
 	mu.Lock()
@@ -249,6 +305,7 @@ func (a *Attachment) session(ctx context.Context, st tether.Status) (connected b
 		return false, exit, err
 	}
 	defer t.Close()
+	a.mark("connected")
 	// The guest replays from the process's start: skip what was written.
 	s := a.streams
 	out, errOut := a.out.resume(), a.errOut.resume()
@@ -262,6 +319,7 @@ func (a *Attachment) session(ctx context.Context, st tether.Status) (connected b
 	if err != nil {
 		return false, exit, err
 	}
+	a.mark("attached")
 	a.mu.Lock()
 	a.live = live
 	rows, columns := a.rows, a.columns
@@ -290,9 +348,9 @@ func (a *Attachment) session(ctx context.Context, st tether.Status) (connected b
 // the outcome from what the guest left.
 func (a *Attachment) fromDisk(ctx context.Context) (tether.Exit, error) {
 	const op = "attach to container"
-	info, err := a.vm.Inspect(ctx)
+	info, err := a.vm.ended(ctx)
 	if err != nil {
-		return tether.Exit{}, err
+		return tether.Exit{}, fault.Wrap(op, a.vm.Ref(), err)
 	}
 	exit := tether.Exit{Code: info.ExitCode, OOMKilled: info.OOMKilled, Error: info.Error}
 	if !info.Known {

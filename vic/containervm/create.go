@@ -60,7 +60,7 @@ func Create(ctx context.Context, c *vic.Client, spec Spec) (*VM, error) {
 	if err != nil {
 		return nil, fault.Wrap(op, ref, vsphere.Judge(err))
 	}
-	res, err := vsphere.Wait(ctx, c.Vim(), t.Reference(), nil)
+	res, err := vsphere.WaitResult(ctx, c.Session(), t.Reference())
 	if err != nil {
 		return nil, fault.Wrap(op, ref, err)
 	}
@@ -68,7 +68,7 @@ func Create(ctx context.Context, c *vic.Client, spec Spec) (*VM, error) {
 	if !ok {
 		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrUnknownOutcome, "the task's result is a %T, no VM", res))
 	}
-	return &VM{c: c, ref: mo, id: spec.ID, name: spec.Name, owner: spec.Owner}, nil
+	return &VM{c: c, ref: mo, id: spec.ID, name: spec.Name, owner: spec.Owner, view: view{fresh: make(chan struct{})}}, nil
 }
 
 // instanceUUID derives the VM's instance UUID from the container's ID, so that

@@ -21,7 +21,7 @@ func (v *VM) object() *object.VirtualMachine { return object.NewVirtualMachine(v
 
 func (v *VM) task(ctx context.Context, op string, t *object.Task, err error) error {
 	if err == nil {
-		_, err = vsphere.Wait(ctx, v.c.Vim(), t.Reference(), nil)
+		_, err = vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil)
 	} else {
 		err = vsphere.Judge(err)
 	}
@@ -31,12 +31,11 @@ func (v *VM) task(ctx context.Context, op string, t *object.Task, err error) err
 // Start powers the VM on. It returns when the VM is on, not when the process
 // runs. A container that runs already is vic.ErrState.
 func (v *VM) Start(ctx context.Context) error {
-	t, err := v.object().PowerOn(ctx)
-	err = v.task(ctx, "start container", t, err)
+	err := v.powerOn(ctx)
 	if err == nil {
 		v.starts.tell()
 	}
-	return err
+	return fault.Wrap("start container", v.Ref(), err)
 }
 
 // Kill sends a signal to the main process, or, with SIGKILL or where the guest
@@ -87,7 +86,7 @@ func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	}
 	grace := time.Duration(-1) // the guest's own
 	bound := 10 * time.Second
-	if cfg, err := v.config(ctx); err == nil && cfg.Stop.Grace > 0 {
+	if cfg, err := tether.ParseConfig([]byte(info.config)); err == nil && cfg.Stop.Grace > 0 {
 		bound = cfg.Stop.Grace
 	}
 	if o.Grace != nil {
@@ -95,7 +94,7 @@ func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	}
 	wctx, cancel := context.WithTimeout(ctx, bound+slack)
 	defer cancel()
-	t, err := v.Dial(wctx)
+	t, err := v.dial(wctx, info.status)
 	if err == nil {
 		_, err = t.Stop(wctx, o.Signal, grace)
 		t.Close()
@@ -124,76 +123,33 @@ func (v *VM) powerOff(ctx context.Context, op string) error {
 	return err
 }
 
-// Wait returns when the VM is off, with what is known of the outcome then. A
-// process that ended with a non-zero code is no error.
-func (v *VM) Wait(ctx context.Context) (Info, error) {
-	err := v.until(ctx, func(s snapshot) bool { return s.power != "" && s.power != types.VirtualMachinePowerStatePoweredOn })
-	if err != nil {
-		return Info{}, fault.Wrap("wait for container", v.Ref(), err)
-	}
-	return v.Inspect(ctx)
-}
-
-// snapshot is what until watches.
-type snapshot struct {
-	power  types.VirtualMachinePowerState
-	status tether.Status
-}
-
-// until follows the VM's power state and the guest's status until f returns
-// true.
-func (v *VM) until(ctx context.Context, f func(snapshot) bool) error {
-	var s snapshot
-	return vsphere.Watch(ctx, v.c.Vim(), v.ref, []string{"runtime.powerState", "config.extraConfig"}, func(set []types.PropertyChange) bool {
-		for _, ch := range set {
-			switch val := ch.Val.(type) {
-			case types.VirtualMachinePowerState:
-				s.power = val
-			case types.ArrayOfOptionValue:
-				for _, o := range val.OptionValue {
-					kv := o.GetOptionValue()
-					if str, ok := kv.Value.(string); ok && kv.Key == tether.StatusKey {
-						s.status = parseStatus(str)
-					}
-				}
-			}
-		}
-		return f(s)
-	})
-}
-
-// config reads the configuration the container was created with.
-func (v *VM) config(ctx context.Context) (*tether.Config, error) {
-	var m mo.VirtualMachine
-	if err := vsphere.Properties(ctx, v.c.Vim(), v.ref, []string{"config.extraConfig"}, &m); err != nil {
-		return nil, err
-	}
-	if m.Config != nil {
-		for _, o := range m.Config.ExtraConfig {
-			if kv := o.GetOptionValue(); kv.Key == tether.ConfigKey {
-				s, _ := kv.Value.(string)
-				return tether.ParseConfig([]byte(s))
-			}
-		}
-	}
-	return nil, fault.Of(vic.ErrInvalid, "the VM has no %s", tether.ConfigKey)
-}
-
 // Delete removes a container. One that runs is vic.ErrState unless force, which
 // powers it off. A container that is gone already is no error.
 //
 // vSphere destroys a VM together with every disk attached to it, parents of
-// child disks included, so the disks are detached first and the container's
-// own is deleted as a file.
+// child disks included. So the VM is taken out of the inventory, and its own
+// directory, which has the container's disk, is deleted as files. Disks of other
+// places are detached first, so that vSphere knows that nobody uses them.
 func (v *VM) Delete(ctx context.Context, force bool) error {
 	const op = "delete container"
 	var m mo.VirtualMachine
-	err := vsphere.Properties(ctx, v.c.Vim(), v.ref, []string{"runtime.powerState", "config.hardware.device", "config.files.vmPathName"}, &m)
+	err := vsphere.Properties(ctx, v.c.Session(), v.ref, []string{"runtime.powerState", "config.hardware.device", "config.files.vmPathName"}, &m)
 	if isNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return fault.Wrap(op, v.Ref(), err)
+	}
+	if m.Config == nil {
+		return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "vSphere does not know its configuration now"))
+	}
+	ds, p, err := vsphere.SplitPath(m.Config.Files.VmPathName)
+	if err != nil {
+		return fault.Wrap(op, v.Ref(), err)
+	}
+	dir := path.Dir(p)
+	if dir == "." || dir == "/" || ds != v.owner.Datastore.Name {
+		return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrInvalid, "its files lie at %s, where nothing can be deleted safely", m.Config.Files.VmPathName))
 	}
 	if m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
 		if !force {
@@ -203,24 +159,15 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	if err := v.detach(ctx, object.VirtualDeviceList(m.Config.Hardware.Device)); err != nil {
+	err = v.detach(ctx, m.Config.Hardware.Device, v.files().Path(dir))
+	if err == nil {
+		err = vsphere.Judge(v.object().Unregister(ctx))
+	}
+	if err != nil {
 		if isNotFound(err) {
 			return nil
 		}
 		return fault.Wrap(op, v.Ref(), err)
-	}
-	t, err := v.object().Destroy(ctx)
-	if err := v.task(ctx, op, t, err); err != nil && !isNotFound(err) {
-		return err
-	}
-	// What is left of the VM's directory is the container's own disk.
-	ds, p, err := vsphere.SplitPath(m.Config.Files.VmPathName)
-	if err != nil {
-		return fault.Wrap(op, v.Ref(), err)
-	}
-	dir := path.Dir(p)
-	if dir == "." || dir == "/" || ds != v.owner.Datastore.Name {
-		return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrInvalid, "its files lie at %s, where nothing can be deleted safely", m.Config.Files.VmPathName))
 	}
 	if err := v.files().Delete(ctx, dir); err != nil {
 		return &fault.Error{Op: op, Ref: v.Ref(), Err: err, Left: []vic.Ref{{Kind: "file", ID: v.files().Path(dir)}}}
@@ -228,10 +175,15 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 	return nil
 }
 
-// detach takes every disk off the VM and keeps their files.
-func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList) error {
+// detach takes the disks off the VM that lie outside of its directory, and keeps
+// their files.
+func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList, dir string) error {
 	var ch []types.BaseVirtualDeviceConfigSpec
 	for _, d := range devices.SelectByType((*types.VirtualDisk)(nil)) {
+		b, ok := d.GetVirtualDevice().Backing.(types.BaseVirtualDeviceFileBackingInfo)
+		if ok && path.Dir(b.GetVirtualDeviceFileBackingInfo().FileName) == dir {
+			continue
+		}
 		ch = append(ch, &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationRemove, Device: d})
 	}
 	if len(ch) == 0 {
@@ -241,7 +193,7 @@ func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList) error
 	if err != nil {
 		return fmt.Errorf("detach disks: %w", vsphere.Judge(err))
 	}
-	if _, err := vsphere.Wait(ctx, v.c.Vim(), t.Reference(), nil); err != nil {
+	if _, err := vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil); err != nil {
 		return fmt.Errorf("detach disks: %w", err)
 	}
 	return nil
@@ -249,7 +201,7 @@ func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList) error
 
 // files opens the datastore that the VCH keeps its containers on.
 func (v *VM) files() *vsphere.Files {
-	return vsphere.NewFiles(v.c.Vim(),
+	return vsphere.NewFiles(v.c.Session(),
 		types.ManagedObjectReference{Type: "Datacenter", Value: v.c.Datacenter().ID}, v.owner.Datacenter,
 		types.ManagedObjectReference{Type: "Datastore", Value: v.owner.Datastore.ID}, v.owner.Datastore.Name)
 }

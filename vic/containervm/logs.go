@@ -93,7 +93,7 @@ func (v *VM) diskLogs(ctx context.Context, o tether.LogOptions, f func(tether.Lo
 // openDisk opens the root disk's chain for reading.
 func (v *VM) openDisk(ctx context.Context) (*chain.Disk, error) {
 	var m mo.VirtualMachine
-	if err := vsphere.Properties(ctx, v.c.Vim(), v.ref, []string{"config.hardware.device"}, &m); err != nil {
+	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, []string{"config.hardware.device"}, &m); err != nil {
 		return nil, err
 	}
 	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {

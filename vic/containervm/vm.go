@@ -18,7 +18,8 @@ import (
 )
 
 // A VM is a container VM that exists. It holds no state of the container, only
-// its identity and what waits for its start; methods ask vSphere. They may be called by several goroutines.
+// its identity and what waits for it; methods ask vSphere. They may be called by
+// several goroutines.
 type VM struct {
 	c     *vic.Client
 	ref   types.ManagedObjectReference
@@ -26,6 +27,7 @@ type VM struct {
 	name  string
 	owner vic.Owner
 
+	view   view
 	starts starts
 }
 
@@ -67,8 +69,12 @@ type Info struct {
 	Error string
 	// IPs are the guest's addresses.
 	IPs []string
+	// Timeline has the stages of the guest's last start, each with its time
+	// since the start of the guest's kernel.
+	Timeline []tether.Stage
 
 	status tether.Status
+	config string // tether.ConfigKey's document
 }
 
 var infoProps = []string{"name", "runtime.powerState", "config.extraConfig", "guest.ipAddress"}
@@ -104,7 +110,7 @@ func Open(ctx context.Context, c *vic.Client, owner vic.Owner, id string) (*VM, 
 // each, in the order vSphere gives.
 func List(ctx context.Context, c *vic.Client, owner vic.Owner) ([]*VM, []Info, error) {
 	folder := types.ManagedObjectReference{Type: "Folder", Value: owner.Folder.ID}
-	all, err := vsphere.Children[mo.VirtualMachine](ctx, c.Vim(), folder, "VirtualMachine", infoProps)
+	all, err := vsphere.Children[mo.VirtualMachine](ctx, c.Session(), folder, "VirtualMachine", infoProps)
 	if err != nil {
 		return nil, nil, fault.Wrap("list containers", owner.Folder, err)
 	}
@@ -164,7 +170,7 @@ func (v *VM) Inspect(ctx context.Context) (Info, error) {
 
 func (v *VM) read(ctx context.Context) (Info, string, error) {
 	var m mo.VirtualMachine
-	if err := vsphere.Properties(ctx, v.c.Vim(), v.ref, infoProps, &m); err != nil {
+	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, infoProps, &m); err != nil {
 		return Info{}, "", fault.Wrap("inspect container", v.Ref(), err)
 	}
 	m.Self = v.ref
@@ -191,6 +197,7 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 		case keyCreated:
 			info.Created, _ = time.Parse(time.RFC3339Nano, s)
 		case tether.ConfigKey:
+			info.config = s
 			var cfg tether.Config
 			if json.Unmarshal([]byte(s), &cfg) == nil {
 				info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
@@ -217,7 +224,7 @@ func parseStatus(s string) tether.Status {
 
 func (i *Info) judge(power types.VirtualMachinePowerState) {
 	st := i.status
-	i.Started, i.Error, i.OOMKilled = st.Started, st.Error, st.OOMKilled
+	i.Started, i.Error, i.OOMKilled, i.Timeline = st.Started, st.Error, st.OOMKilled, st.Timeline
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:
 		i.State, i.Error, i.OOMKilled = Running, "", false

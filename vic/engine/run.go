@@ -8,6 +8,7 @@ import (
 	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
+	"github.com/vicsdk/vic-go/vic/imagestore"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
@@ -40,12 +41,28 @@ const attachTime = 10 * time.Second
 // Create makes the container of a RunSpec and does not start it.
 func (e *Engine) Create(ctx context.Context, s RunSpec) (*containervm.VM, error) {
 	img, err := e.Image(ctx, s.Image)
-	if errors.Is(err, vic.ErrNotFound) {
+	pulled := errors.Is(err, vic.ErrNotFound)
+	if pulled {
 		img, err = e.Pull(ctx, s.Image, s.Progress)
 	}
 	if err != nil {
 		return nil, err
 	}
+	vm, err := e.create(ctx, s, img)
+	if !errors.Is(err, vic.ErrNotFound) || pulled {
+		return vm, err
+	}
+	// A file is missing. The image's layers may have been deleted beside us.
+	if whole, e := e.images.Has(ctx, img); whole || e != nil {
+		return nil, err
+	}
+	if img, err = e.Pull(ctx, s.Image, s.Progress); err != nil {
+		return nil, err
+	}
+	return e.create(ctx, s, img)
+}
+
+func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
 	c := s.Container
 	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
 	if !s.Detach {

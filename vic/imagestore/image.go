@@ -28,11 +28,14 @@ type imageDoc struct {
 	Pulled   time.Time            `json:"pulled"`
 }
 
-// nameDoc is what names/HASH.json says.
+// nameDoc is what names/HASH.json says. It has the image's record in it, so
+// that an image is opened in one request: records do not change, and a name goes
+// before its image does. A record of version 1 has none.
 type nameDoc struct {
 	Version  int           `json:"version"`
 	Name     string        `json:"name"`
 	Manifest digest.Digest `json:"manifest"`
+	Image    *imageDoc     `json:"image,omitempty"`
 }
 
 // An Image is an image in a store.
@@ -122,11 +125,16 @@ func (s *Store) Image(ctx context.Context, name string) (*Image, error) {
 }
 
 func (s *Store) open(ctx context.Context, n nameDoc) (*Image, error) {
-	if err := n.Manifest.Validate(); err != nil || n.Version != 1 {
-		return nil, fault.Of(vic.ErrInvalid, "the record of name %q is damaged", n.Name)
+	if n.Version > 2 {
+		return nil, fault.Of(vic.ErrUnsupported, "the record of name %q is of version %d, which a newer release wrote; this one knows 2", n.Name, n.Version)
+	}
+	if err := n.Manifest.Validate(); err != nil || n.Version < 1 || n.Version == 2 && n.Image == nil {
+		return nil, fault.Of(vic.ErrInvalid, "the record of name %q is damaged: pull it again", n.Name)
 	}
 	img := &Image{name: n.Name}
-	if err := s.readJSON(ctx, &img.doc, "images", imageFile(n.Manifest)); err != nil {
+	if n.Version == 2 {
+		img.doc = *n.Image
+	} else if err := s.readJSON(ctx, &img.doc, "images", imageFile(n.Manifest)); err != nil {
 		return nil, err
 	}
 	if img.doc.Version != 1 || img.doc.Manifest != n.Manifest || img.doc.Dir == "" || strings.Contains(img.doc.Dir, "/") {
@@ -134,6 +142,16 @@ func (s *Store) open(ctx context.Context, n nameDoc) (*Image, error) {
 	}
 	img.root = s.disk(&layer{Dir: img.doc.Dir, Bytes: img.doc.Bytes})
 	return img, nil
+}
+
+// Has tells whether an image that was opened is still whole: its layers go after
+// its name does.
+func (s *Store) Has(ctx context.Context, i *Image) (bool, error) {
+	_, err := s.readLayer(ctx, i.doc.Dir)
+	if errors.Is(err, vic.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, fault.Wrap("open image", vic.Ref{Kind: "image", Name: i.name}, err)
 }
 
 // List returns all images by name.

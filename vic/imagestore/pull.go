@@ -80,7 +80,7 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err := s.writeJSON(ctx, doc, "images", imageFile(f.manifest)); err != nil {
 		return nil, err
 	}
-	if err := s.writeJSON(ctx, nameDoc{Version: 1, Name: name, Manifest: f.manifest}, "names", nameFile(name)); err != nil {
+	if err := s.writeJSON(ctx, nameDoc{Version: 2, Name: name, Manifest: f.manifest, Image: &doc}, "names", nameFile(name)); err != nil {
 		return nil, err
 	}
 	return &Image{name: name, doc: doc, root: s.disk(top)}, nil

@@ -14,7 +14,7 @@
 //	layers/NAME/layer.vmdk        descriptor, with layer-delta.vmdk as its extent
 //	layers/NAME/index             the filesystem's metadata after this layer
 //	images/DIGEST.json            an image, by the digest of its manifest
-//	names/HASH.json               a name and the digest it stands for
+//	names/HASH.json               a name and the image it stands for, whole
 //
 // Directories are filled under a name that begins with ".new-" and published
 // by one rename, so a reader sees all of a layer or nothing.
@@ -28,9 +28,6 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/vmware/govmomi/find"
-	"github.com/vmware/govmomi/object"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/ext4"
@@ -77,7 +74,7 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 	ds := types.ManagedObjectReference{Type: "Datastore", Value: at.Datastore.ID}
 	s := &Store{
 		c:     c,
-		files: vsphere.NewFiles(c.Vim(), types.ManagedObjectReference{Type: "Datacenter", Value: c.Datacenter().ID}, c.Datacenter().Name, ds, at.Datastore.Name),
+		files: c.Session().Files(ds, at.Datastore.Name),
 		dir:   at.Dir, bytes: o.Bytes, tempDir: o.TempDir, workers: o.Workers,
 	}
 	if s.bytes == 0 {
@@ -95,11 +92,11 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 	if _, err := ext4.New(ext4.Geometry{Bytes: s.bytes}); err != nil {
 		return nil, fault.Wrap(op, at.Datastore, fault.As(vic.ErrInvalid, fmt.Errorf("Bytes: %w", err)))
 	}
-	var m mo.Datastore
-	if err := vsphere.Properties(ctx, c.Vim(), ds, []string{"capability"}, &m); err != nil {
+	d, err := c.Session().Datastore(ctx, at.Datastore.ID, func(d vsphere.Datastore) bool { return d.Ref == ds })
+	if err != nil {
 		return nil, fault.Wrap(op, at.Datastore, err)
 	}
-	if v := m.Capability.VmfsSparseSupported; v == nil || !*v {
+	if !d.SparseDisks {
 		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrUnsupported, "the datastore takes no vmfsSparse disks (capability vmfsSparseSupported), and no other way of writing layers is there yet; use an NFS or VMFS 5 datastore"))
 	}
 	return s, nil
@@ -112,13 +109,11 @@ func OpenNamed(ctx context.Context, c *vic.Client, place string, o *Options) (*S
 	if dir == "" {
 		dir = "vic/images"
 	}
-	dc := object.NewDatacenter(c.Vim(), types.ManagedObjectReference{Type: "Datacenter", Value: c.Datacenter().ID})
-	dc.InventoryPath = c.Datacenter().Name
-	ds, err := find.NewFinder(c.Vim(), false).SetDatacenter(dc).Datastore(ctx, name)
+	ds, err := c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Name == name })
 	if err != nil {
-		return nil, fault.Wrap("open image store", vic.Ref{Kind: "datastore", Name: name}, vsphere.Judge(err))
+		return nil, fault.Wrap("open image store", vic.Ref{Kind: "datastore", Name: name}, err)
 	}
-	return Open(ctx, c, vic.Place{Datastore: vic.Ref{Kind: "datastore", ID: ds.Reference().Value, Name: ds.Name()}, Dir: dir}, o)
+	return Open(ctx, c, vic.Place{Datastore: vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}, Dir: dir}, o)
 }
 
 func (s *Store) path(elem ...string) string { return path.Join(append([]string{s.dir}, elem...)...) }

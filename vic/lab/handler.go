@@ -53,14 +53,25 @@ func (l *Lab) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		}
 	} else {
 		l.sessions.touch(ctx.Session)
-		if m.Name == "Logout" {
+		switch req := m.Body.(type) {
+		case *types.Logout:
 			l.sessions.drop(ctx.Session.Key)
+		case *types.TerminateSession:
+			for _, key := range req.SessionId {
+				if key != ctx.Session.Key { // which is refused
+					l.sessions.drop(key)
+				}
+			}
 		}
 	}
 	if !supported[m.Name] {
 		return nil, notSupported("the method %s", m.Name)
 	}
-	h := l.overrides[m.This.Type]
+	kind := m.This.Type
+	if kind == "PropertyFilter" {
+		kind = "PropertyCollector"
+	}
+	h := l.overrides[kind]
 	if h == nil || ctx.Session == nil && m.This.Type != "SessionManager" {
 		return nil, nil
 	}
@@ -118,13 +129,17 @@ func (l *Lab) inner(ctx *simulator.Context, body soap.HasFault) (types.AnyType, 
 	return info.Result, nil
 }
 
-// observer sees what the simulator does on its own.
+// observer sees what changes in the inventory.
 type observer struct{ base }
 
 // PutObject notes the simulator's own tasks, which it would keep for ever.
 func (o *observer) PutObject(_ *simulator.Context, obj mo.Reference) {
 	t, ok := obj.(*simulator.Task)
-	if !ok || strings.HasPrefix(t.Self.Value, "task-v") {
+	if !ok {
+		o.lab.sessions.collectors.entered(obj)
+		return
+	}
+	if strings.HasPrefix(t.Self.Value, "task-v") {
 		return
 	}
 	ts := &o.lab.tasks
@@ -133,5 +148,10 @@ func (o *observer) PutObject(_ *simulator.Context, obj mo.Reference) {
 	ts.mu.Unlock()
 }
 
-func (*observer) UpdateObject(*simulator.Context, mo.Reference, []types.PropertyChange) {}
-func (*observer) RemoveObject(*simulator.Context, types.ManagedObjectReference)         {}
+func (o *observer) UpdateObject(_ *simulator.Context, obj mo.Reference, _ []types.PropertyChange) {
+	o.lab.sessions.collectors.changed(obj.Reference())
+}
+
+func (o *observer) RemoveObject(_ *simulator.Context, ref types.ManagedObjectReference) {
+	o.lab.sessions.collectors.left(ref)
+}

@@ -25,6 +25,8 @@ type sessions struct {
 	open map[string]*openSession // by key
 	reqs map[string]*http.Request
 	n    int64
+
+	collectors collectors
 }
 
 type openSession struct {
@@ -47,8 +49,9 @@ func (s *sessions) touch(x *simulator.Session) {
 
 func (s *sessions) drop(key string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.open, key)
+	s.mu.Unlock()
+	s.collectors.drop(key)
 }
 
 func (s *sessions) has(key string) bool {
@@ -127,6 +130,7 @@ func (l *Lab) sweepSessions(ctx context.Context) {
 
 func (l *Lab) endSessions(before time.Time) {
 	for _, s := range l.sessions.expired(before) {
+		l.sessions.collectors.drop(s.Key)
 		lc := l.context()
 		lc.Session = s
 		l.reg.SessionManager().Logout(lc, &types.Logout{})
@@ -172,48 +176,4 @@ func (h *sessionHandler) CloneSession(ctx *simulator.Context, req *types.CloneSe
 		h.lab.sessions.touch(ctx.Session)
 	}
 	return b
-}
-
-// collectorHandler answers the waits of PropertyCollector, so that a wait ends
-// with its connection.
-type collectorHandler struct{ base }
-
-func (h *collectorHandler) WaitForUpdatesEx(ctx *simulator.Context, req *types.WaitForUpdatesEx) soap.HasFault {
-	body := new(methods.WaitForUpdatesExBody)
-	pc, ok := ctx.Session.Get(req.This).(*simulator.PropertyCollector)
-	if !ok {
-		body.Fault_ = soapFault(&types.ManagedObjectNotFound{Obj: req.This})
-		return body
-	}
-	stop := h.cancelWith(ctx, pc)
-	defer stop()
-	return pc.WaitForUpdatesEx(ctx, req)
-}
-
-// cancelWith cancels the collector's wait when the request ends before it or
-// the lab closes. The simulator begins a wait some time after its method is
-// entered and forgets a cancellation that comes before that, so it is repeated.
-func (h *collectorHandler) cancelWith(ctx *simulator.Context, pc *simulator.PropertyCollector) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		select {
-		case <-done:
-			return
-		case <-ctx.Done():
-		case <-h.lab.closing.Done():
-		}
-		t := time.NewTicker(20 * time.Millisecond)
-		defer t.Stop()
-		for {
-			pc.CancelWaitForUpdates(&types.CancelWaitForUpdates{This: pc.Self})
-			select {
-			case <-done:
-				return
-			case <-t.C:
-			}
-		}
-	}()
-	// The collector's next wait must not be hit, so stop waits for the end.
-	return func() { close(done); <-ended }
 }

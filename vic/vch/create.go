@@ -108,16 +108,16 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 	if imageDir == "" {
 		imageDir = "vic/images"
 	}
-	ds, err := f.Datastore(ctx, dsName)
+	ds, err := c.Session().Datastore(ctx, dsName, func(d vsphere.Datastore) bool { return d.Name == dsName })
 	if err != nil {
-		return nil, nil, nil, describe("ImageStore", vsphere.Judge(err))
+		return nil, nil, nil, describe("ImageStore", err)
 	}
 	folders, err := object.NewDatacenter(c.Vim(), dcRef(c)).Folders(ctx)
 	if err != nil {
 		return nil, nil, nil, vsphere.Judge(err)
 	}
-	at := files(c, ds.Reference(), ds.Name())
-	dsRef := vic.Ref{Kind: "datastore", ID: ds.Reference().Value, Name: ds.Name()}
+	at := c.Session().Files(ds.Ref, ds.Name)
+	dsRef := vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}
 	return &record{
 		Version: 1, State: creating, Created: time.Now().UTC(), Spec: spec,
 		Owner: vic.Owner{
@@ -232,7 +232,7 @@ func destroy(ctx context.Context, c *vic.Client, ref types.ManagedObjectReferenc
 	if err != nil {
 		return vsphere.Judge(err)
 	}
-	_, err = vsphere.Wait(ctx, c.Vim(), t.Reference(), nil)
+	_, err = vsphere.Wait(ctx, c.Session(), t.Reference(), nil)
 	return err
 }
 

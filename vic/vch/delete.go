@@ -101,7 +101,7 @@ func child(ctx context.Context, c *vic.Client, known vic.Ref, parent types.Manag
 func vacant(ctx context.Context, c *vic.Client, pool, folder *types.ManagedObjectReference) error {
 	if pool != nil {
 		var p mo.ResourcePool
-		err := vsphere.Properties(ctx, c.Vim(), *pool, []string{"vm", "resourcePool"}, &p)
+		err := vsphere.Properties(ctx, c.Session(), *pool, []string{"vm", "resourcePool"}, &p)
 		if err != nil && !isNotFound(err) {
 			return err
 		}

@@ -79,21 +79,18 @@ func readRecord(ctx context.Context, f *vsphere.Files, name string) (*record, er
 	return r, nil
 }
 
-// stores opens all datastores of the client's datacenter.
-func stores(ctx context.Context, c *vic.Client) ([]*vsphere.Files, error) {
-	dss, err := finder(c).DatastoreList(ctx, "*")
+// stores opens the datastores of the client's datacenter: those that were known
+// when they were last asked for, or, with fresh, those there are.
+func stores(ctx context.Context, c *vic.Client, fresh bool) ([]*vsphere.Files, error) {
+	all, err := c.Session().Datastores(ctx, fresh)
 	if err != nil {
-		return nil, vsphere.Judge(err)
+		return nil, err
 	}
 	var out []*vsphere.Files
-	for _, ds := range dss {
-		out = append(out, files(c, ds.Reference(), ds.Name()))
+	for _, ds := range all {
+		out = append(out, c.Session().Files(ds.Ref, ds.Name))
 	}
 	return out, nil
-}
-
-func files(c *vic.Client, ds types.ManagedObjectReference, name string) *vsphere.Files {
-	return vsphere.NewFiles(c.Vim(), dcRef(c), c.Datacenter().Name, ds, name)
 }
 
 func dcRef(c *vic.Client) types.ManagedObjectReference {
@@ -117,9 +114,24 @@ func eachStore(fs []*vsphere.Files, fn func(*vsphere.Files) error) error {
 	return errors.Join(errs...)
 }
 
-// lookup finds the record of a name on whichever datastore it is.
+// lookup finds the record of a name on whichever datastore it is. Only the
+// names of datastores are kept by a client, so where those that are known do
+// not have it, vSphere is asked which there are by now.
 func lookup(ctx context.Context, c *vic.Client, name string) (*record, *vsphere.Files, error) {
-	all, err := stores(ctx, c)
+	for _, fresh := range []bool{false, true} {
+		rec, at, err := lookupIn(ctx, c, name, fresh)
+		if rec != nil {
+			return rec, at, nil
+		}
+		if err != nil && fresh {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, fault.Of(vic.ErrNotFound, "no datastore of %s holds a VCH of this name", c.Datacenter().Name)
+}
+
+func lookupIn(ctx context.Context, c *vic.Client, name string, fresh bool) (*record, *vsphere.Files, error) {
+	all, err := stores(ctx, c, fresh)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -146,9 +158,6 @@ func lookup(ctx context.Context, c *vic.Client, name string) (*record, *vsphere.
 	})
 	if err != nil {
 		return nil, nil, err
-	}
-	if rec == nil {
-		return nil, nil, fault.Of(vic.ErrNotFound, "no datastore of %s holds a VCH of this name", c.Datacenter().Name)
 	}
 	return rec, at, nil
 }

@@ -47,7 +47,7 @@ type Summary struct {
 // List tells all VCHs of the client's datacenter, by name.
 func List(ctx context.Context, c *vic.Client) ([]Summary, error) {
 	const op = "list VCHs"
-	all, err := stores(ctx, c)
+	all, err := stores(ctx, c, true)
 	if err != nil {
 		return nil, fault.Wrap(op, c.Datacenter(), err)
 	}
