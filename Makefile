@@ -5,17 +5,16 @@ SHELL := /bin/bash
 export VIC_CACHE ?= $(CURDIR)/.cache
 KERNEL_VERSION := $(shell sed -n "s/^readonly KERNEL_VERSION='\(.*\)'/\1/p" scripts/setup)
 KERNEL_TREE    := $(VIC_CACHE)/kernel/$(KERNEL_VERSION)
-ISO            := $(VIC_CACHE)/bootstrap.iso
 GO_FILES       := $(shell find . -name '*.go' -not -path './.cache/*')
 
-# What tests find by environment: the unpacked kernel package.
+# What tests find by environment: the unpacked kernel package. Everything else
+# boots the kernel that this module has.
 export VIC_TEST_KERNEL_TREE := $(KERNEL_TREE)
-export VIC_BOOTSTRAP_ISO    := $(ISO)
 
 FUZZTIME ?= 3m
 BENCH    ?= .
 
-.PHONY: help setup build iso demo test test-short bench soak fuzz plant lint clean
+.PHONY: help setup build release kernel demo test test-short bench soak fuzz plant lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,25 +27,29 @@ build: bin/vic ## bin/vic
 bin/vic: $(GO_FILES) go.mod go.sum
 	CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/vic
 
-iso: setup $(ISO) ## the ISO that container VMs boot
+release: ## bin/vic that carries the tether, for machines without Go
+	go generate ./bootiso
+	CGO_ENABLED=0 go build -trimpath -tags vic_release -o bin/vic ./cmd/vic
 
-$(ISO): bin/vic
-	bin/vic iso --kernel-tree $(KERNEL_TREE) --out $@
+kernel: ## the guest kernel: built from source, and compared with the tracked one
+	@scripts/setup --kernel-build
+	bootiso/kernel/build
 
-demo: setup build iso ## the main job on the lab: registry, VCH, pull, run, delete
-	go run ./internal/demo --vic bin/vic --iso $(ISO)
+demo: build ## the main job on the lab: registry, VCH, pull, run, delete
+	@scripts/setup --no-kernel
+	go run ./internal/demo --vic bin/vic
 
-test: setup build iso ## everything, with the race detector, booting real VMs
+test: setup build ## everything, with the race detector, booting real VMs
 	go vet ./...
 	go test -race -timeout 18m ./...
 
 test-short: ## what needs neither QEMU nor root
 	go test -short ./...
 
-bench: setup build iso ## the performance table
+bench: setup build ## the performance table
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench
 
-soak: setup build iso fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees
+soak: setup build fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees
 	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
 
 fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
@@ -59,4 +62,4 @@ lint: ## golangci-lint, where it is installed
 	golangci-lint run
 
 clean: ## remove what was built; the cache of downloads stays
-	rm -rf bin $(ISO)
+	rm -rf bin $(VIC_CACHE)/bootiso

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vicsdk/vic-go/bootiso/kernel"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
@@ -432,6 +433,15 @@ func TestBootAgain(t *testing.T) {
 func TestBootCD(t *testing.T) {
 	g := boot(t, bootOptions{cd: true}, "echo", "from CD")
 	if exit, stdout, _ := g.result(testContext(t), nil); exit.Code != 0 || stdout != "from CD\n" {
+		t.Errorf("exit %+v, output %q", exit, stdout)
+	}
+	g.off()
+}
+
+// TestBootDebian starts Debian's kernel, whose modules the tether loads.
+func TestBootDebian(t *testing.T) {
+	g := boot(t, bootOptions{debian: true}, "uname", "-r")
+	if exit, stdout, _ := g.result(testContext(t), nil); exit.Code != 0 || stdout == kernel.Version+"\n" {
 		t.Errorf("exit %+v, output %q", exit, stdout)
 	}
 	g.off()

@@ -10,6 +10,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vicsdk/vic-go/bootiso"
+	"github.com/vicsdk/vic-go/bootiso/kernel"
 	"github.com/vicsdk/vic-go/internal/rpci"
 	"github.com/vicsdk/vic-go/vic/tether"
 	"golang.org/x/crypto/ssh"
@@ -32,42 +34,45 @@ const (
 	bootTime = 90 * time.Second // for anything a test waits for; emulation is slow on a busy machine
 )
 
-// image is the boot image under test, built once.
+// image is a boot image under test, built once.
 type image struct {
-	iso   string
-	parts *bootiso.Parts
-	err   error
+	dir     string
+	iso     string
+	kernel  string // to start directly: unpacked where that can be done
+	initrd  string
+	cmdline string
+	err     error
 }
 
-var imageDir string // what TestMain removes
+// The images: with vic's own kernel, and with Debian's and its modules.
+var (
+	ownImage    = sync.OnceValue(func() image { return buildImage(bootiso.Options{}) })
+	debianImage = sync.OnceValue(func() image {
+		tree, modules, err := bootiso.KernelTree(os.Getenv("VIC_TEST_KERNEL_TREE"))
+		if err != nil {
+			return image{err: err}
+		}
+		return buildImage(bootiso.Options{Kernel: tree, Modules: modules})
+	})
 
-var buildImage = sync.OnceValue(func() image {
+	imagesMu sync.Mutex
+	imageDir []string // what TestMain removes
+)
+
+func buildImage(o bootiso.Options) image {
 	dir, err := os.MkdirTemp("", "vic-tether-test-")
 	if err != nil {
 		return image{err: err}
 	}
-	imageDir = dir
-	ctx := context.Background()
-	if err := bootiso.BuildTether(ctx, "", filepath.Join(dir, "tether")); err != nil {
-		return image{err: err}
+	imagesMu.Lock()
+	imageDir = append(imageDir, dir)
+	imagesMu.Unlock()
+	im := image{
+		dir: dir, iso: filepath.Join(dir, "bootstrap.iso"),
+		kernel: filepath.Join(dir, "kernel"), initrd: filepath.Join(dir, "initrd"),
 	}
-	bin, err := os.ReadFile(filepath.Join(dir, "tether"))
-	if err != nil {
-		return image{err: err}
-	}
-	kernel, modules, err := bootiso.KernelTree(os.Getenv("VIC_TEST_KERNEL_TREE"))
-	if err != nil {
-		return image{err: err}
-	}
-	loader, err := bootiso.OpenLoader()
-	if err != nil {
-		return image{err: err}
-	}
-	im := image{iso: filepath.Join(dir, "bootstrap.iso")}
-	im.err = bootiso.Build(ctx, bootiso.Options{
-		Kernel: kernel, Modules: modules, Tether: bin, Loader: loader, Cmdline: os.Getenv("VIC_TEST_CMDLINE"), Out: im.iso,
-	})
-	if im.err != nil {
+	o.Cmdline, o.Out = os.Getenv("VIC_TEST_CMDLINE"), im.iso
+	if im.err = bootiso.Build(context.Background(), o); im.err != nil {
 		return im
 	}
 	f, err := os.Open(im.iso)
@@ -75,20 +80,30 @@ var buildImage = sync.OnceValue(func() image {
 		return image{err: err}
 	}
 	defer f.Close()
-	im.parts, im.err = bootiso.Extract(f)
+	parts, err := bootiso.Extract(f)
+	if err != nil {
+		return image{err: err}
+	}
+	im.cmdline = parts.Cmdline
+	if o.Kernel == nil {
+		if parts.Kernel, err = kernel.ELF(parts.Kernel); err != nil {
+			return image{err: err}
+		}
+	}
+	im.err = errors.Join(os.WriteFile(im.kernel, parts.Kernel, 0o600), os.WriteFile(im.initrd, parts.Initrd, 0o600))
 	return im
-})
+}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if imageDir != "" {
-		_ = os.RemoveAll(imageDir)
+	for _, dir := range imageDir {
+		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
 
 // needQEMU skips, or fails in CI, where VMs cannot be booted.
-func needQEMU(t *testing.T) image {
+func needQEMU(t *testing.T, debian bool) image {
 	t.Helper()
 	missing := ""
 	for _, tool := range []string{"qemu-system-x86_64", "mkfs.ext4", "debugfs", "e2fsck", "busybox"} {
@@ -96,7 +111,7 @@ func needQEMU(t *testing.T) image {
 			missing += " " + tool
 		}
 	}
-	if os.Getenv("VIC_TEST_KERNEL_TREE") == "" {
+	if debian && os.Getenv("VIC_TEST_KERNEL_TREE") == "" {
 		missing += " VIC_TEST_KERNEL_TREE (an unpacked kernel package)"
 	}
 	if testing.Short() {
@@ -108,7 +123,11 @@ func needQEMU(t *testing.T) image {
 		}
 		t.Skipf("cannot boot VMs without%s", missing)
 	}
-	im := buildImage()
+	build := ownImage
+	if debian {
+		build = debianImage
+	}
+	im := build()
 	if im.err != nil {
 		t.Fatal(im.err)
 	}
@@ -138,13 +157,14 @@ type bootOptions struct {
 	disk   string               // of an earlier guest
 	diskMB int                  // of a new disk; 64 where zero
 	cd     bool                 // boots from the ISO instead of directly
+	debian bool                 // boots Debian's kernel
 	ram    string
 }
 
 // boot starts a VM that runs args.
 func boot(t *testing.T, o bootOptions, args ...string) *guest {
 	t.Helper()
-	im := needQEMU(t)
+	im := needQEMU(t, o.debian)
 	_, ca, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -203,13 +223,7 @@ func boot(t *testing.T, o bootOptions, args ...string) *guest {
 		argv = append(argv, "-drive", "if=none,id=cd0,media=cdrom,readonly=on,file="+im.iso,
 			"-device", "ide-cd,drive=cd0,bus=ide.0,bootindex=0")
 	} else {
-		for name, data := range map[string][]byte{"vmlinuz": im.parts.Kernel, "initrd": im.parts.Initrd} {
-			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		argv = append(argv, "-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd"),
-			"-append", im.parts.Cmdline)
+		argv = append(argv, "-kernel", im.kernel, "-initrd", im.initrd, "-append", im.cmdline)
 	}
 	g.cmd = exec.Command("qemu-system-x86_64", argv...)
 	g.cmd.Stdout, g.cmd.Stderr = lockedWriter{g}, lockedWriter{g}

@@ -38,7 +38,7 @@ func app() *cli.App {
 			labCommand(), isoCommand(),
 			createCommand(), lsCommand(), deleteCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(),
-			runCommand(), psCommand(), logsCommand(), stopCommand(), rmCommand(),
+			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(),
 		},
 	}
 	return a

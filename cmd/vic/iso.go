@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,9 +12,9 @@ func isoCommand() *cli.Command {
 	return &cli.Command{
 		Name: "iso", Usage: "build the ISO that container VMs boot",
 		Flags: []cli.Flag{
-			&cli.PathFlag{Name: "kernel-tree", Required: true, Usage: "`DIR` of an unpacked kernel package"},
-			&cli.PathFlag{Name: "tether", Usage: "`FILE` of the built tether; without it, it is built by the go command in this module"},
-			&cli.PathFlag{Name: "out", Value: "bootstrap.iso", Usage: "`FILE` to write"},
+			&cli.PathFlag{Name: "kernel-tree", Usage: "`DIR` of an unpacked kernel package; without it, vic's own kernel is taken"},
+			&cli.PathFlag{Name: "tether", Usage: "`FILE` of the built tether; without it, vic's own is taken, or built by the go command"},
+			&cli.PathFlag{Name: "out", Required: true, Usage: "`FILE` to write"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 0, 0); err != nil {
@@ -23,26 +22,15 @@ func isoCommand() *cli.Command {
 			}
 			o := bootiso.Options{Out: c.Path("out")}
 			var err error
-			if o.Kernel, o.Modules, err = bootiso.KernelTree(c.Path("kernel-tree")); err != nil {
-				return err
-			}
-			if o.Loader, err = bootiso.OpenLoader(); err != nil {
-				return err
-			}
-			file := c.Path("tether")
-			if file == "" {
-				dir, err := os.MkdirTemp("", "vic-iso-*")
-				if err != nil {
-					return err
-				}
-				defer os.RemoveAll(dir)
-				file = filepath.Join(dir, "tether")
-				if err := bootiso.BuildTether(c.Context, "", file); err != nil {
+			if tree := c.Path("kernel-tree"); tree != "" {
+				if o.Kernel, o.Modules, err = bootiso.KernelTree(tree); err != nil {
 					return err
 				}
 			}
-			if o.Tether, err = os.ReadFile(file); err != nil {
-				return err
+			if file := c.Path("tether"); file != "" {
+				if o.Tether, err = os.ReadFile(file); err != nil {
+					return err
+				}
 			}
 			return bootiso.Build(c.Context, o)
 		},

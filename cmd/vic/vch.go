@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/vch"
@@ -22,7 +23,7 @@ func createCommand() *cli.Command {
 			&cli.StringFlag{Name: "container-network", Usage: "port group of the containers by `NAME`", Value: "VM Network"},
 			&cli.IntFlag{Name: "cpus", Usage: "CPUs of a container that does not say", Value: 1},
 			&cli.Int64Flag{Name: "memory", Usage: "`MB` of a container that does not say", Value: 512},
-			&cli.PathFlag{Name: "bootstrap-iso", EnvVars: []string{"VIC_BOOTSTRAP_ISO"}, Usage: "`FILE` that containers boot; see \"vic iso\"", Required: true},
+			&cli.PathFlag{Name: "bootstrap-iso", EnvVars: []string{"VIC_BOOTSTRAP_ISO"}, Usage: "`FILE` that containers boot, see \"vic iso\"; without it, the default image is made"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
@@ -31,13 +32,20 @@ func createCommand() *cli.Command {
 			p := newProgress(os.Stderr)
 			defer p.close()
 			return withClient(c, func(ctx context.Context, cl *vic.Client) error {
+				iso := c.Path("bootstrap-iso")
+				if iso == "" {
+					var err error
+					if iso, err = bootiso.Default(ctx, nil); err != nil {
+						return err
+					}
+				}
 				h, err := engine.CreateVCH(ctx, cl, engine.VCHSpec{
 					Spec: vch.Spec{
 						Name: c.Args().First(), Compute: c.String("compute-resource"), ImageStore: c.String("image-store"),
 						CPUs: int32(c.Int("cpus")), MemoryMB: c.Int64("memory"),
 					},
 					Network: c.String("container-network"),
-				}, vch.Options{BootISO: c.Path("bootstrap-iso"), Progress: p.event})
+				}, vch.Options{BootISO: iso, Progress: p.event})
 				if err != nil {
 					return err
 				}

@@ -29,12 +29,11 @@ type cli struct {
 // start builds vic, starts the lab in the background and makes a VCH.
 func start(t *testing.T) *cli {
 	t.Helper()
-	iso := os.Getenv("VIC_BOOTSTRAP_ISO")
-	if iso == "" {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("VIC_BOOTSTRAP_ISO is not set: use make")
+			t.Fatal(err)
 		}
-		t.Skip("VIC_BOOTSTRAP_ISO is not set: \"make test\" builds the ISO and sets it")
+		t.Skipf("no VM can be booted: %v", err)
 	}
 	dir := t.TempDir()
 	c := &cli{bin: filepath.Join(dir, "vic"), dir: filepath.Join(dir, "lab")}
@@ -49,7 +48,7 @@ func start(t *testing.T) *cli {
 	if c.image, _, err = reg.Push(t.Context(), layout, "busybox:latest"); err != nil {
 		t.Fatal(err)
 	}
-	c.env = append(os.Environ(), "VIC_LAB="+c.dir, "VIC_PLAIN_HTTP="+reg.Addr(), "VIC_BOOTSTRAP_ISO="+iso, "VIC_TARGET=", "VIC_VCH=", "PASSED_ON=from here")
+	c.env = append(os.Environ(), "VIC_LAB="+c.dir, "VIC_PLAIN_HTTP="+reg.Addr(), "VIC_TARGET=", "VIC_VCH=", "PASSED_ON=from here")
 	c.want(t, 0, "the lab is up", "lab", "up")
 	t.Cleanup(func() {
 		c.want(t, 0, "the lab is down", "lab", "down")
@@ -134,6 +133,8 @@ func TestCommands(t *testing.T) {
 			}
 		}
 		c.want(t, 0, "running", "ps")
+		c.want(t, 0, `"Name": "web"`, "inspect", "web")
+		c.want(t, 0, "process", "inspect", "--timeline", "web")
 		c.want(t, 1, "running", "rm", "web")
 		begin := time.Now()
 		c.want(t, 0, "web", "stop", "-t", "30", "web")

@@ -2,7 +2,6 @@
 // a VCH, pull, create a container VM, attach, start, wait, delete. It uses a lab
 // of its own; with a vCenter, only the vic.Config differs.
 //
-//	make iso
 //	go run ./examples/run [-plain-http] docker.io/library/alpine:3.22 uname -a
 package main
 
@@ -13,6 +12,7 @@ import (
 	"log"
 	"os"
 
+	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/imagestore"
@@ -24,20 +24,19 @@ import (
 )
 
 func main() {
-	iso := flag.String("iso", ".cache/bootstrap.iso", "the ISO that container VMs boot")
 	plain := flag.Bool("plain-http", false, "speak HTTP without TLS to the registry")
 	flag.Parse()
 	if flag.NArg() < 1 {
 		log.Fatal("usage: run [options] IMAGE [COMMAND [ARG…]]")
 	}
-	code, err := run(context.Background(), *iso, *plain, flag.Arg(0), flag.Args()[1:])
+	code, err := run(context.Background(), *plain, flag.Arg(0), flag.Args()[1:])
 	if err != nil {
 		log.Fatal(err)
 	}
 	os.Exit(code)
 }
 
-func run(ctx context.Context, iso string, plain bool, image string, args []string) (code int, err error) {
+func run(ctx context.Context, plain bool, image string, args []string) (code int, err error) {
 	dir, err := os.MkdirTemp("", "vic-example-*")
 	if err != nil {
 		return 0, err
@@ -63,6 +62,10 @@ func run(ctx context.Context, iso string, plain bool, image string, args []strin
 		return 0, err
 	}
 	nic, err := pg.NIC(network.NICOptions{})
+	if err != nil {
+		return 0, err
+	}
+	iso, err := bootiso.Default(ctx, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -26,10 +26,9 @@ import (
 
 func main() {
 	vic := flag.String("vic", "bin/vic", "the vic command")
-	iso := flag.String("iso", "", "the bootstrap ISO")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := demo(ctx, *vic, *iso)
+	err := demo(ctx, *vic)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -43,7 +42,7 @@ type shell struct {
 	env []string
 }
 
-func demo(ctx context.Context, vic, iso string) (err error) {
+func demo(ctx context.Context, vic string) (err error) {
 	vic, err = filepath.Abs(vic)
 	if err != nil {
 		return err
@@ -69,7 +68,7 @@ func demo(ctx context.Context, vic, iso string) (err error) {
 		return err
 	}
 	s := &shell{vic: vic, dir: filepath.Join(dir, "lab"), env: append(os.Environ(),
-		"VIC_LAB="+filepath.Join(dir, "lab"), "VIC_PLAIN_HTTP="+reg.Addr(), "VIC_BOOTSTRAP_ISO="+iso, "VIC_TARGET=")}
+		"VIC_LAB="+filepath.Join(dir, "lab"), "VIC_PLAIN_HTTP="+reg.Addr(), "VIC_TARGET=")}
 	return s.steps(ctx, image)
 }
 

@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/internal/testimage"
 	"github.com/vicsdk/vic-go/internal/testregistry"
 	"github.com/vicsdk/vic-go/vic"
@@ -37,6 +39,9 @@ type Env struct {
 type Options struct {
 	// NoBoot needs no QEMU and no ISO: images and records only.
 	NoBoot bool
+	// ISO is the file that VMs boot: VIC_BOOTSTRAP_ISO, or else the default
+	// image of package bootiso, where empty.
+	ISO string
 	// Lab changes the lab's options, where it is not nil.
 	Lab func(*lab.Options)
 	// Images are the image store's options.
@@ -46,19 +51,16 @@ type Options struct {
 // Start gives a test a lab of its own.
 func Start(tb testing.TB, o Options) *Env {
 	tb.Helper()
-	iso := os.Getenv("VIC_BOOTSTRAP_ISO")
+	ctx := tb.Context()
+	iso := o.ISO
 	if o.NoBoot {
 		iso = filepath.Join(tb.TempDir(), "no.iso")
 		if err := os.WriteFile(iso, []byte("no VM of this test is started"), 0o600); err != nil {
 			tb.Fatal(err)
 		}
 	} else if iso == "" {
-		if os.Getenv("CI") == "true" {
-			tb.Fatal("VIC_BOOTSTRAP_ISO is not set: use make")
-		}
-		tb.Skip("VIC_BOOTSTRAP_ISO is not set: \"make test\" builds the ISO and sets it")
+		iso = bootISO(tb)
 	}
-	ctx := tb.Context()
 	opts := lab.Options{Dir: filepath.Join(tb.TempDir(), "lab"), NoQEMU: o.NoBoot, Logger: logger(tb)}
 	if o.Lab != nil {
 		o.Lab(&opts)
@@ -80,6 +82,26 @@ func Start(tb testing.TB, o Options) *Env {
 	}
 	e.Engine = e.Open(tb, e.Client, o.Images)
 	return e
+}
+
+// bootISO finds what VMs boot. Without QEMU the test is skipped, or fails in
+// CI.
+func bootISO(tb testing.TB) string {
+	tb.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		if os.Getenv("CI") == "true" {
+			tb.Fatal(err)
+		}
+		tb.Skipf("no VM can be booted: %v", err)
+	}
+	if iso := os.Getenv("VIC_BOOTSTRAP_ISO"); iso != "" {
+		return iso
+	}
+	iso, err := bootiso.Default(tb.Context(), nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return iso
 }
 
 // Connect logs a further client in, as another process would.

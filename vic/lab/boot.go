@@ -1,6 +1,9 @@
 package lab
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -8,17 +11,21 @@ import (
 	"syscall"
 
 	"github.com/vicsdk/vic-go/bootiso"
+	"github.com/vicsdk/vic-go/bootiso/kernel"
 )
 
 // bootFiles are what a boot CD's loader would have loaded.
 type bootFiles struct {
 	kernel, initrd string // paths on this machine
 	append         string
+	// elf tells that the kernel is unpacked and starts by its PVH entry, which
+	// takes no more than QEMU's smallest firmware.
+	elf bool
 }
 
 // bootFilesOf takes the kernel out of the first CD of a VM. It is nil where the
 // VM is to boot by itself: there is no CD, it is not one that starts Linux by
-// isolinux, or Options.BootCD is set.
+// our boot loader, or Options.BootCD is set.
 func (l *Lab) bootFilesOf(hw *hardware) (*bootFiles, error) {
 	if l.opts.BootCD || len(hw.cds) == 0 || hw.cds[0].rel == "" {
 		return nil, nil
@@ -58,7 +65,8 @@ func (l *Lab) bootFilesOf(hw *hardware) (*bootFiles, error) {
 
 // Names in the directory of a boot CD's parts.
 const (
-	bootKernel  = "kernel"
+	bootKernel  = "kernel"  // as it is on the CD
+	bootELF     = "vmlinux" // in its place, unpacked
 	bootInitrd  = "initrd"
 	bootCmdline = "cmdline"
 )
@@ -69,7 +77,44 @@ func keptBoot(dir string) (*bootFiles, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &bootFiles{filepath.Join(dir, bootKernel), filepath.Join(dir, bootInitrd), string(cmdline)}, nil
+	b := &bootFiles{filepath.Join(dir, bootELF), filepath.Join(dir, bootInitrd), string(cmdline), true}
+	if _, err := os.Stat(b.kernel); err != nil {
+		b.kernel, b.elf = filepath.Join(dir, bootKernel), false
+	}
+	return b, nil
+}
+
+// startsByPVH tells whether an ELF file has the note that QEMU's -kernel looks
+// for (Xen, public/elfnote.h: XEN_ELFNOTE_PHYS32_ENTRY).
+func startsByPVH(image []byte) bool {
+	const physEntry = 18
+	f, err := elf.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return false
+	}
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_NOTE || p.Filesz > uint64(len(image)) {
+			continue
+		}
+		b := make([]byte, p.Filesz)
+		if _, err := p.ReadAt(b, 0); err != nil {
+			return false
+		}
+		for len(b) >= 12 {
+			le := binary.LittleEndian
+			name, desc := uint64(le.Uint32(b)), uint64(le.Uint32(b[4:]))
+			kind := le.Uint32(b[8:])
+			next := 12 + (name+3)&^3 + (desc+3)&^3
+			if next > uint64(len(b)) {
+				break
+			}
+			if kind == physEntry && string(b[12:12+name]) == "Xen\x00" {
+				return true
+			}
+			b = b[next:]
+		}
+	}
+	return false
 }
 
 // keepBoot makes dir with all parts in it, or does not make it.
@@ -78,7 +123,11 @@ func keepBoot(dir string, p *bootiso.Parts) error {
 	if err != nil {
 		return err
 	}
-	for name, b := range map[string][]byte{bootKernel: p.Kernel, bootInitrd: p.Initrd, bootCmdline: []byte(p.Cmdline)} {
+	name, image := bootKernel, p.Kernel
+	if unpacked, e := kernel.ELF(p.Kernel); e == nil && startsByPVH(unpacked) {
+		name, image = bootELF, unpacked
+	}
+	for name, b := range map[string][]byte{name: image, bootInitrd: p.Initrd, bootCmdline: []byte(p.Cmdline)} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(tmp, name), b, 0o600))
 	}
 	if err == nil {

@@ -26,9 +26,9 @@ func TestBootFiles(t *testing.T) {
 		b := bytes.Repeat([]byte(kernel), 4096)
 		b[0x1fe], b[0x1ff] = 0x55, 0xaa
 		copy(b[0x202:], "HdrS")
+		b[0x206], b[0x207], b[0x211], b[0x1f1] = 15, 2, 1, 1 // protocol 2.15, loaded high, one sector of setup
 		err := bootiso.Build(t.Context(), bootiso.Options{
 			Kernel: b, Tether: []byte("\x7fELF"), Cmdline: kernel, Out: hw.cds[0].file(),
-			Loader: &bootiso.Loader{Isolinux: make([]byte, 4096), Ldlinux: []byte("c32")},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -20,24 +20,13 @@ import (
 )
 
 // bootISO makes a CD whose PID 1 is the guest program in place of the tether,
-// and puts it on the datastore as boot.iso. VIC_TEST_KERNEL_TREE is the
-// directory of an unpacked kernel package.
+// and puts it on the datastore as boot.iso.
 func (c *client) bootISO() {
 	t := c.t
 	t.Helper()
-	tree := os.Getenv("VIC_TEST_KERNEL_TREE")
-	if tree == "" {
-		unless(t, "VIC_TEST_KERNEL_TREE names no unpacked kernel package to boot")
-	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		unless(t, "QEMU is not installed")
 	}
-	loader, err := bootiso.OpenLoader()
-	if err != nil {
-		unless(t, err.Error())
-	}
-	kernel, modules, err := bootiso.KernelTree(tree)
-	ok(t, err)
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-o", filepath.Join(dir, "init"), "./testdata/guest")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
@@ -45,10 +34,7 @@ func (c *client) bootISO() {
 		t.Fatalf("build the guest: %v\n%s", err, b)
 	}
 	ok(t, bootiso.Build(t.Context(), bootiso.Options{
-		Kernel: kernel, Modules: modules, Loader: loader, Tether: must(os.ReadFile(filepath.Join(dir, "init")))(t),
-		// The guest heeds no power button and mounts no overlay.
-		Late: []string{},
-		Out:  filepath.Join(dir, "boot.iso"),
+		Tether: must(os.ReadFile(filepath.Join(dir, "init")))(t), Out: filepath.Join(dir, "boot.iso"),
 	}))
 	f := must(os.Open(filepath.Join(dir, "boot.iso")))(t)
 	defer f.Close()

@@ -3,6 +3,8 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -156,7 +158,7 @@ func nicDevice(n *types.VirtualVmxnet3) fields {
 
 // arguments returns QEMU's command line. files are the numbers of the open
 // files that it inherits.
-func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(netdev int32) int) []string {
+func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, files func(netdev int32) int) []string {
 	js := func(o fields) string {
 		b, _ := json.Marshal(o) // maps of strings and numbers
 		return string(b)
@@ -168,7 +170,7 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(net
 		"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=rpc,fd=4,server=on,wait=off", "-device", "isa-serial,chardev=rpc,index=3",
 	}
-	if l.opts.Accel == "kvm" {
+	if kvm {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
 	} else {
 		accel := "tcg,tb-size=128"
@@ -206,12 +208,38 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(net
 		a = append(a, "-device", js(d))
 	}
 	if boot != nil {
-		a = append(a, "-kernel", boot.kernel, "-append", boot.append)
+		cmdline := boot.append
+		if boot.elf {
+			if f := smallFirmware(l.opts.QEMU); f != "" {
+				a = append(a, "-bios", f)
+			}
+			if !kvm {
+				// How fast QEMU's APIC timer counts (hw/intc/apic.c), so that
+				// the kernel need not measure it.
+				cmdline += " lapic_hz=1000000000"
+			}
+		}
+		a = append(a, "-kernel", boot.kernel, "-append", cmdline)
 		if boot.initrd != "" {
 			a = append(a, "-initrd", boot.initrd)
 		}
 	}
 	return a
+}
+
+// smallFirmware finds qboot, which starts an unpacked kernel and does nothing
+// else, among QEMU's files; "" where QEMU has come without it.
+func smallFirmware(qemu string) string {
+	if p, err := filepath.EvalSymlinks(qemu); err == nil {
+		qemu = p
+	}
+	for _, dir := range []string{filepath.Join(filepath.Dir(qemu), "..", "share", "qemu"), "/usr/share/qemu"} {
+		f := filepath.Join(dir, "qboot.rom")
+		if st, err := os.Stat(f); err == nil && st.Mode().IsRegular() {
+			return f
+		}
+	}
+	return ""
 }
 
 // rootPorts is how many PCI Express ports a VM starts with: those of its NICs,

@@ -46,6 +46,7 @@ type Lab struct {
 	count    counting
 	files    sync.Mutex // held by what changes files after having looked
 	boot     sync.Mutex // held while a boot CD's files are taken out
+	accel    accelerator
 
 	mu       sync.Mutex
 	machines map[types.ManagedObjectReference]*machine

@@ -37,11 +37,13 @@ type Options struct {
 	// NoQEMU makes a control plane only: power operations change the
 	// inventory and boot nothing. Disks are as real as ever.
 	NoQEMU bool
-	// Accel is QEMU's accelerator: "tcg" (the default) works everywhere; "kvm"
-	// needs a usable /dev/kvm, which is not probed.
+	// Accel is QEMU's accelerator: "tcg" works everywhere, "kvm" is taken
+	// unproved, and "auto", the default, is KVM where a kernel has been seen to
+	// boot with it and TCG elsewhere. Where there is a /dev/kvm, the first
+	// power-on after a boot of this machine takes up to three seconds for that.
 	Accel string
 	// BootCD boots a VM's CD-ROM by BIOS, as vSphere does. Otherwise the
-	// kernel, initrd and command line of the image's isolinux.cfg are taken
+	// kernel, RAM disk and command line that the image's loader would load are taken
 	// out of the image and booted directly, which is faster; the BIOS boots
 	// images that package bootiso cannot take apart, and vmware.log says why.
 	BootCD bool
@@ -92,10 +94,10 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	switch o.Accel {
 	case "":
-		o.Accel = "tcg"
-	case "tcg", "kvm":
+		o.Accel = accelAuto
+	case accelAuto, accelTCG, accelKVM:
 	default:
-		return o, fmt.Errorf("lab: Options.Accel is %q, not tcg or kvm", o.Accel)
+		return o, fmt.Errorf("lab: Options.Accel is %q, not auto, tcg or kvm", o.Accel)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

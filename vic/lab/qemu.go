@@ -72,7 +72,7 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 		files = append(files, f)
 		q.ports[n.Key] = p
 	}
-	args := l.arguments(s, hw, boot, func(key int32) int { return fd[key] })
+	args := l.arguments(s, hw, boot, l.useKVM(ctx), func(key int32) int { return fd[key] })
 	args = append(args, "-D", l.marker(m.ref.Value))
 	q.cmd = exec.Command(l.opts.QEMU, args...)
 	q.cmd.ExtraFiles = files

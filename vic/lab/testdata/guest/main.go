@@ -16,7 +16,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/vicsdk/vic-go/bootiso/modlist"
 	"github.com/vicsdk/vic-go/internal/rpci"
 )
 
@@ -28,11 +27,9 @@ func main() {
 	_ = unix.Mount("sys", "/sys", "sysfs", 0, "")
 	_ = unix.Mount("dev", "/dev", "devtmpfs", 0, "")
 	fmt.Println("guest: up")
-	for _, step := range []func() error{loadModules, scan} {
-		if err := step(); err != nil {
-			fmt.Println("guest:", err)
-			off()
-		}
+	if err := scan(); err != nil {
+		fmt.Println("guest:", err)
+		off()
 	}
 	f, err := serial("/dev/ttyS3")
 	if err != nil {
@@ -189,30 +186,6 @@ func addr(mac, cidr, gw string) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(gw)})
 	}
 	return fmt.Errorf("no NIC %s", mac)
-}
-
-// loadModules loads what the initial RAM disk lists, which is in an order that
-// works.
-func loadModules() error {
-	f, err := os.Open(modlist.Path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	list, err := modlist.Parse(f)
-	if err != nil {
-		return err
-	}
-	for _, m := range list {
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(modlist.Path), m.File))
-		if err == nil {
-			err = unix.InitModule(b, m.Parameters)
-		}
-		if err != nil && err != unix.EEXIST {
-			return fmt.Errorf("%s: %w", m.File, err)
-		}
-	}
-	return nil
 }
 
 // scan looks for disks, which the kernel is told not to do by itself, and waits
