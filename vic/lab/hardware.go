@@ -3,8 +3,10 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -156,6 +158,20 @@ func nicDevice(n *types.VirtualVmxnet3) fields {
 	}
 }
 
+// nicArgument is nicDevice for the command line, as plain text: of a device in
+// JSON behind a root port, QEMU 7.2's small firmware makes something on which
+// it then waits for ever.
+func nicArgument(n *types.VirtualVmxnet3) string {
+	d := nicDevice(n)
+	s := fmt.Sprint(d["driver"])
+	for _, k := range slices.Sorted(maps.Keys(d)) {
+		if k != "driver" {
+			s += fmt.Sprintf(",%s=%s", k, comma(fmt.Sprint(d[k])))
+		}
+	}
+	return s
+}
+
 // arguments returns QEMU's command line. files are the numbers of the open
 // files that it inherits.
 func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, files func(netdev int32) int) []string {
@@ -193,7 +209,7 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, file
 		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,bus=pcie.0,chassis=%d,addr=0x%x", i, i+1, 8+i))
 	}
 	for _, n := range hw.nics {
-		a = append(a, "-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=fd,addr.str=%d", n.Key, files(n.Key)), "-device", js(nicDevice(n)))
+		a = append(a, "-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=fd,addr.str=%d", n.Key, files(n.Key)), "-device", nicArgument(n))
 	}
 	for i, cd := range hw.cds {
 		d := fields{"driver": "ide-cd", "id": fmt.Sprintf("cd%d", i), "bus": fmt.Sprintf("ide.%d", i)}
