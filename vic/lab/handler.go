@@ -107,9 +107,15 @@ func detached(ctx *simulator.Context) *simulator.Context {
 	return &c
 }
 
-// inner runs a task of the simulator's to its end and takes it out of the
-// inventory again: it is a part of a task of ours.
-func (l *Lab) inner(ctx *simulator.Context, body soap.HasFault) (types.AnyType, types.BaseMethodFault) {
+// inner runs a task of the simulator's on an object to its end and takes it out
+// of the inventory again: it is a part of a task of ours. The simulator notes
+// the task on the object, hence its lock, and looks at datastores without
+// theirs, hence that nobody writes those meanwhile.
+func (l *Lab) inner(ctx *simulator.Context, obj mo.Reference, start func() soap.HasFault) (types.AnyType, types.BaseMethodFault) {
+	l.sim.RLock()
+	defer l.sim.RUnlock()
+	var body soap.HasFault
+	ctx.WithLock(obj, func() { body = start() })
 	if f := body.Fault(); f != nil {
 		if mf, ok := f.VimFault().(types.BaseMethodFault); ok {
 			return nil, mf

@@ -112,6 +112,8 @@ func (l *Lab) refreshDatastore(s *store) error {
 	if !ok {
 		return nil
 	}
+	l.sim.Lock()
+	defer l.sim.Unlock()
 	lc := l.context()
 	lc.WithLock(obj, func() {
 		old, _ := obj.Info.(*types.LocalDatastoreInfo)

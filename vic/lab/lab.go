@@ -44,8 +44,9 @@ type Lab struct {
 	sessions sessions
 	locks    locks
 	count    counting
-	files    sync.Mutex // held by what changes files after having looked
-	boot     sync.Mutex // held while a boot CD's files are taken out
+	files    sync.Mutex   // held by what changes files after having looked
+	boot     sync.Mutex   // held while a boot CD's files are taken out
+	sim      sync.RWMutex // read-held by tasks of the simulator's, see inner
 	accel    accelerator
 
 	mu       sync.Mutex

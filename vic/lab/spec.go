@@ -362,15 +362,7 @@ func (l *Lab) macFor(i int, c *types.VirtualEthernetCard) (string, types.BaseMet
 		}
 		return m.String(), nil
 	}
-	used := map[string]bool{}
-	for _, e := range l.reg.All("VirtualMachine") {
-		lc := l.context()
-		lc.WithLock(e, func() {
-			for mac := range macsOf(e) {
-				used[mac] = true
-			}
-		})
-	}
+	used := l.usedMACs()
 	c.AddressType = string(types.VirtualEthernetCardMacTypeAssigned)
 	for {
 		m := net.HardwareAddr{0, 0x50, 0x56, 0, 0, 0}
@@ -380,6 +372,23 @@ func (l *Lab) macFor(i int, c *types.VirtualEthernetCard) (string, types.BaseMet
 			return m.String(), nil
 		}
 	}
+}
+
+// usedMACs are those of all VMs. It waits for VMs that the simulator is making:
+// it has them in its inventory before they are whole, and does not lock them.
+func (l *Lab) usedMACs() map[string]bool {
+	l.sim.Lock()
+	defer l.sim.Unlock()
+	used := map[string]bool{}
+	for _, e := range l.reg.All("VirtualMachine") {
+		lc := l.context()
+		lc.WithLock(e, func() {
+			for mac := range macsOf(e) {
+				used[mac] = true
+			}
+		})
+	}
+	return used
 }
 
 func (p *plan) addCD(i int, d *types.VirtualCdrom) types.BaseMethodFault {

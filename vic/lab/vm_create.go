@@ -74,7 +74,7 @@ func (l *Lab) createVM(ctx *simulator.Context, req *types.CreateVM_Task) (types.
 		if c.MemoryMB == 0 {
 			c.MemoryMB = 32
 		}
-		ref, fault = l.inner(ctx, f.CreateVMTask(ctx, req))
+		ref, fault = l.inner(ctx, f, func() soap.HasFault { return f.CreateVMTask(ctx, req) })
 	}
 	if fault != nil {
 		p.undo()
@@ -232,7 +232,7 @@ func (h *folderHandler) MoveIntoFolderTask(ctx *simulator.Context, req *types.Mo
 			}
 		}
 		c := detached(ctx)
-		return h.lab.inner(c, f.MoveIntoFolderTask(c, req))
+		return h.lab.inner(c, f, func() soap.HasFault { return f.MoveIntoFolderTask(c, req) })
 	})
 	if fault != nil {
 		body.Fault_ = soapFault(fault)

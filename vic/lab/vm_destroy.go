@@ -202,7 +202,7 @@ func (l *Lab) destroyFolder(ctx *simulator.Context, f *simulator.Folder) types.B
 	}
 	c := detached(ctx)
 	// It is empty now: the simulator only has to take it out.
-	_, fault := l.inner(c, f.DestroyTask(c, &types.Destroy_Task{This: f.Self}))
+	_, fault := l.inner(c, f, func() soap.HasFault { return f.DestroyTask(c, &types.Destroy_Task{This: f.Self}) })
 	return fault
 }
 

@@ -102,7 +102,7 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 		undo = append(undo, back)
 	}
 	before := sctx.Checkpoint(vm).(*mo.VirtualMachine)
-	if _, fault := l.inner(sctx, vm.ReconfigVMTask(sctx, req)); fault != nil {
+	if _, fault := l.inner(sctx, vm, func() soap.HasFault { return vm.ReconfigVMTask(sctx, req) }); fault != nil {
 		l.restore(vm, before)
 		return fail(fault)
 	}
