@@ -189,7 +189,10 @@ func TestLoaderErrors(t *testing.T) {
 			// SeaBIOS writes what is for the screen to COM1, too.
 			args[1] += ",graphics=off"
 			console, _ := run(t, args...)
-			if n := strings.Count(console, "vic boot: "+tt.want); n != 2 {
+			// SeaBIOS may put a line's end, and a dot of its own, into what it
+			// shows.
+			flat := strings.NewReplacer("\r", "", "\n", "", ".", "")
+			if n := strings.Count(flat.Replace(console), flat.Replace("vic boot: "+tt.want)); n != 2 {
 				t.Errorf("%d times %q, want it on the screen and on COM1:\n%q", n, tt.want, console)
 			}
 		})
