@@ -151,7 +151,7 @@ func boot(t *testing.T, dir string) string {
 		"-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "1G",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", path("vmlinux"), "-initrd", path("initrd"),
-		"-append", "console=ttyS0 quiet panic=-1 lapic_hz=1000000000",
+		"-append", "console=ttyS0 quiet panic=-1 lapic_hz=1000000000 noreplace-smp noreplace-returns",
 		"-device", "pcie-root-port,id=rp,slot=1,chassis=1",
 		"-device", "pvscsi", "-drive", "if=none,id=disk,format=raw,file="+path("disk"), "-device", "scsi-hd,drive=disk",
 		"-drive", "if=none,id=cd,media=cdrom,format=raw,read-only=on,file="+path("cd.iso"), "-device", "ide-cd,drive=cd,bus=ide.0",

@@ -43,7 +43,7 @@ func newBareVM(b *testing.B, e *testlab.Env, img *imagestore.Image) *bareVM {
 		"-chardev", "stdio,id=con,signal=off", "-device", "isa-serial,chardev=con,index=0",
 		"-device", "pvscsi,id=scsi0", "-drive", "if=none,id=d0,format=vmdk,file=" + disk, "-device", "scsi-hd,drive=d0,bus=scsi0.0",
 		"-netdev", "user,id=n0", "-device", "vmxnet3,netdev=n0,romfile=",
-		"-kernel", vmlinux, "-initrd", initrd, "-append", bootiso.Cmdline + " lapic_hz=1000000000 rdinit=/pid1",
+		"-kernel", vmlinux, "-initrd", initrd, "-append", bootiso.Cmdline + " lapic_hz=1000000000 noreplace-returns rdinit=/pid1",
 	}}
 }
 
