@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,11 +128,22 @@ func writeLayer(t testing.TB, s *store, name string, fs *ext4.FS, tarball []byte
 		if err != nil {
 			t.Fatal(err)
 		}
-		const sectors = ext4.BlockSize / vmdk.SectorSize
-		for _, e := range bound {
-			if err := w.Bind(e.Rel*sectors, e.Abs*sectors, e.N*sectors); err != nil {
-				t.Fatal(err)
-			}
+		seal(t, w, fs, bound)
+	} else {
+		seal(t, w, fs, nil)
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// seal binds a layer's data and adds its metadata.
+func seal(t testing.TB, w *vmdk.LayerWriter, fs *ext4.FS, bound []ext4.Extent) {
+	t.Helper()
+	const sectors = ext4.BlockSize / vmdk.SectorSize
+	for _, e := range bound {
+		if err := w.Bind(e.Rel*sectors, e.Abs*sectors, e.N*sectors); err != nil {
+			t.Fatal(err)
 		}
 	}
 	var b [ext4.BlockSize]byte
@@ -141,12 +154,124 @@ func writeLayer(t testing.TB, s *store, name string, fs *ext4.FS, tarball []byte
 		}
 	}
 	fs.Commit()
-	if _, err := w.Finish(); err != nil {
-		t.Fatal(err)
-	}
 }
 
 const size = 256 << 20
+
+// TestChangeOfOwner stores a layer that changes owners only, as "RUN chown -R" leaves it: all its
+// files' contents again. Its disk must hold next to nothing of them, and the difference of it and its
+// parent must be found without reading them.
+func TestChangeOfOwner(t *testing.T) {
+	need(t, "qemu-img", "e2fsck")
+	files := map[string]string{}
+	for i := range 300 {
+		files[fmt.Sprintf("app/%d/%d", i/30, i)] = strings.Repeat(fmt.Sprintf("%d,", i), 10000)
+	}
+	s := &store{dir: t.TempDir()}
+	s.descriptor(t, "base.vmdk", vmdk.FlatDescriptor(size, 1, "base-flat.vmdk"))
+	s.write(t, "base-flat.vmdk", nil)
+	if err := os.Truncate(filepath.Join(s.dir, "base-flat.vmdk"), size); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := ext4.New(ext4.Geometry{Bytes: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeLayer(t, s, "0-delta.vmdk", fs, nil)
+	s.descriptor(t, "0.vmdk", vmdk.LayerDescriptor(size, 2, 1, "base.vmdk", "0-delta.vmdk"))
+	var sizes []int64
+	for i, uid := range []int{0, 1000} {
+		parent, err := chain.Open(t.Context(), fmt.Sprintf("%d.vmdk", i), s.opener)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(files[name])), Uid: uid}); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(tw, files[name])
+		}
+		tw.Close()
+		f, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("%d-delta.vmdk", i+1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := vmdk.NewLayerWriter(f, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := ext4.ReadLayer(&b, w, ext4.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bound, err := fs.ApplyWith(l, &ext4.ApplyOptions{Spool: w.Data(), Parent: parent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seal(t, w, fs, bound)
+		n, err := w.Finish()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(n); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		parent.Close()
+		sizes = append(sizes, n)
+		s.descriptor(t, fmt.Sprintf("%d.vmdk", i+1), vmdk.LayerDescriptor(size, uint32(i+3), uint32(i+2), fmt.Sprintf("%d.vmdk", i), fmt.Sprintf("%d-delta.vmdk", i+1)))
+	}
+	t.Logf("the files' layer has %d bytes, that with their owners %d: %.1f %%", sizes[0], sizes[1], 100*float64(sizes[1])/float64(sizes[0]))
+	if sizes[1]*20 > sizes[0] {
+		t.Error("the second is more than 5 % of the first")
+	}
+	raw := filepath.Join(s.dir, "flat.raw")
+	run(t, "qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(s.dir, "2.vmdk"), raw)
+	run(t, "e2fsck", "-fn", raw)
+
+	top, err := chain.Open(t.Context(), "2.vmdk", s.opener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.Close()
+	o := &ext4.DiffOptions{}
+	if err := top.TopRuns(func(off, n int64) error {
+		o.Changed = append(o.Changed, ext4.Range{Off: off, N: n})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	upper, err := ext4.Open(top, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lower, err := ext4.Open(top.Parent(), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ext4.Diff(lower, upper, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []ext4.Change
+	dirs := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		for d := filepath.Dir("/rootfs/" + name); d != "/"; d = filepath.Dir(d) {
+			if !dirs[d] {
+				dirs[d] = true
+				want = append(want, ext4.Change{Kind: ext4.Modified, Path: d})
+			}
+		}
+		want = append(want, ext4.Change{Kind: ext4.Modified, Path: "/rootfs/" + name})
+	}
+	slices.SortFunc(want, func(a, b ext4.Change) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(got, func(a, b ext4.Change) int { return strings.Compare(a.Path, b.Path) })
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
 
 // makeChain builds flat base, empty filesystem, two layers and a writable child.
 func makeChain(t testing.TB) *store {

@@ -15,9 +15,9 @@ type NoSpaceError struct {
 
 func (e *NoSpaceError) Error() string {
 	if e.Inodes {
-		return fmt.Sprintf("the filesystem has no inode left: make it larger (each 128 MiB adds %d inodes)", groupInodes)
+		return fmt.Sprintf("the filesystem has no inode left: make it larger (Geometry.Bytes; each 128 MiB adds %d inodes)", groupInodes)
 	}
-	return fmt.Sprintf("the filesystem is full: at least %d bytes are missing", e.Missing)
+	return fmt.Sprintf("the filesystem is full: make it larger by at least %d bytes (Geometry.Bytes)", e.Missing)
 }
 
 // bitmap is a set of numbers below 64*len.
@@ -92,6 +92,7 @@ func (fs *FS) markBlocks(start, n uint64, used bool) (changed int) {
 		}
 		fs.dirtyGroup(int(g))
 		fs.dirty[fs.lay.blockMap+g] = struct{}{}
+		fs.forget(start, c)
 		start += c
 		n -= c
 	}

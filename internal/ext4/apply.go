@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -35,14 +36,23 @@ type Extent struct {
 //
 // After an error the model is half changed and refuses all further work; [Unmarshal] or
 // [Rebuild] give a fresh one. A [*NoSpaceError] says by how much the filesystem is too small.
-func (fs *FS) Apply(l *Layer) ([]Extent, error) {
+func (fs *FS) Apply(l *Layer) ([]Extent, error) { return fs.ApplyWith(l, nil) }
+
+// ApplyWith is [FS.Apply] with options.
+func (fs *FS) ApplyWith(l *Layer, o *ApplyOptions) ([]Extent, error) {
+	if o == nil {
+		o = &ApplyOptions{}
+	}
+	if (o.Spool == nil) != (o.Parent == nil) {
+		return nil, errors.New("ext4: ApplyOptions.Spool and Parent: set both, to reuse contents, or neither")
+	}
 	if fs.broken != nil {
 		return nil, fmt.Errorf("ext4: the model is unusable since an earlier error: %w", fs.broken)
 	}
 	if fs.base {
 		return nil, errors.New("ext4: Apply before Commit: the empty filesystem's own blocks would be lost")
 	}
-	out, err := fs.apply(l)
+	out, err := fs.apply(l, o)
 	if err != nil {
 		var full *NoSpaceError
 		if errors.As(err, &full) && !full.Inodes {
@@ -54,11 +64,26 @@ func (fs *FS) Apply(l *Layer) ([]Extent, error) {
 	return out, nil
 }
 
-func (fs *FS) apply(l *Layer) ([]Extent, error) {
+func (fs *FS) apply(l *Layer, o *ApplyOptions) ([]Extent, error) {
 	root := fs.inode(inoRoot).dir.names[RootDir]
-	a := applier{fs: fs, root: root.in.dir}
+	a := applier{fs: fs, plain: l.plain, root: root.in.dir, base: root.in.dir, equal: map[int]*inode{}}
+	if o.Dir != "" {
+		d, err := a.lookup(o.Dir, false)
+		if err == nil && d == nil {
+			err = errors.New("there is no such directory")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ext4: apply: ApplyOptions.Dir %s: %w", quote(o.Dir), err)
+		}
+		a.base, a.last = d, nil
+	}
+	if o.Parent != nil {
+		if err := a.findEqual(l.ops, o); err != nil {
+			return nil, fmt.Errorf("ext4: apply: %w", err)
+		}
+	}
 	for i := range l.ops {
-		if err := a.do(&l.ops[i]); err != nil {
+		if err := a.do(i, &l.ops[i]); err != nil {
 			return nil, fmt.Errorf("ext4: apply %s: %w", quote(l.ops[i].name), err)
 		}
 	}
@@ -71,25 +96,35 @@ func (fs *FS) apply(l *Layer) ([]Extent, error) {
 
 // applier applies one layer.
 type applier struct {
-	fs   *FS
-	root *directory
+	fs    *FS
+	plain bool // no layer
+	root  *directory
+	base  *directory // where names start: the root, or ApplyOptions.Dir
 	// The parent found last; most entries share theirs with the entry before.
 	lastPath string
 	last     *directory
-	fresh    []*inode // files with contents of this layer
+	fresh    []*inode       // files with contents of this layer
+	equal    map[int]*inode // by number of the entry: what has the same contents
+	heirs    []heir
 }
 
-func (a *applier) do(o *op) error {
+// parent finds the directory that holds a name, and the name in it.
+func (a *applier) parent(name string, create bool) (*directory, string, error) {
+	dir, base := path.Split(name)
+	d, err := a.lookup(dir, create)
+	return d, base, err
+}
+
+func (a *applier) do(i int, o *op) error {
 	if o.name == "" && o.kind != opOpaque {
 		if o.kind != opPut {
 			return errors.New("the root can only be a directory")
 		}
-		return a.fs.setAttrs(a.root.in, modeDir, o.attrs)
+		return a.setDir(a.base.in, o)
 	}
 	switch o.kind {
 	case opWhiteout:
-		dir, base := path.Split(o.name)
-		d, err := a.lookup(dir, false)
+		d, base, err := a.parent(o.name, false)
 		if err != nil || d == nil {
 			return err
 		}
@@ -107,15 +142,14 @@ func (a *applier) do(o *op) error {
 		}
 		return nil
 	}
-	dir, base := path.Split(o.name)
-	d, err := a.lookup(dir, true)
+	d, base, err := a.parent(o.name, true)
 	if err != nil {
 		return err
 	}
 	if o.kind == opLink {
 		return a.link(d, base, o)
 	}
-	return a.put(d, base, o)
+	return a.put(d, base, i, o)
 }
 
 // whiteout removes what only older layers named, from e downwards.
@@ -158,7 +192,7 @@ func (a *applier) lookup(name string, create bool) (*directory, error) {
 	if a.last != nil && name == a.lastPath {
 		return a.last, nil
 	}
-	cur, links := a.root, 0
+	cur, links := a.base, 0
 	for rest := name; rest != ""; {
 		var c string
 		c, rest, _ = strings.Cut(rest, "/")
@@ -206,14 +240,30 @@ func (a *applier) lookup(name string, create bool) (*directory, error) {
 	return cur, nil
 }
 
+// setDir gives a directory that is there new attributes. An archive that is no layer adds extended
+// attributes to those it has, as programs do that unpack.
+func (a *applier) setDir(in *inode, o *op) error {
+	at := o.attrs
+	if a.plain {
+		at.xattrs = slices.Clone(at.xattrs)
+		for _, old := range in.xattrs {
+			if !slices.ContainsFunc(o.attrs.xattrs, func(x xattr) bool { return x.index == old.index && x.name == old.name }) {
+				at.xattrs = append(at.xattrs, old)
+			}
+		}
+		sortXattrs(at.xattrs)
+	}
+	return a.fs.setAttrs(in, modeDir, at)
+}
+
 // put makes a directory, file, symlink, device or FIFO.
-func (a *applier) put(d *directory, base string, o *op) error {
+func (a *applier) put(d *directory, base string, i int, o *op) error {
 	old := d.names[base]
 	a.touched(d)
 	if o.typ == modeDir {
 		if old != nil && old.in.dir != nil {
 			old.step = a.fs.step
-			return a.fs.setAttrs(old.in, modeDir, o.attrs)
+			return a.setDir(old.in, o)
 		}
 		if old != nil {
 			a.unlink(d, old)
@@ -221,12 +271,26 @@ func (a *applier) put(d *directory, base string, o *op) error {
 		_, err := a.fs.mkdir(d, base, o.attrs)
 		return err
 	}
+	var from *inode
+	if old != nil && a.unchanged(i, o, old.in) {
+		if old.in.nlink == 1 {
+			old.step = a.fs.step
+			return a.fs.setAttrs(old.in, o.typ, o.attrs)
+		}
+		if o.typ == modeRegular {
+			from = old.in
+			from.kept = true
+		}
+	}
 	if old != nil {
 		a.unlink(d, old)
 	}
 	in, err := a.fs.newInode(o.typ, o.attrs)
 	if err != nil {
 		return err
+	}
+	if from != nil {
+		a.heirs = append(a.heirs, heir{in, from})
 	}
 	in.nlink, in.size, in.link = 1, o.size, o.link
 	in.major, in.minor = o.major, o.minor
@@ -243,13 +307,12 @@ func (a *applier) put(d *directory, base string, o *op) error {
 }
 
 func (a *applier) link(d *directory, base string, o *op) error {
-	dir, name := path.Split(o.link)
-	from, err := a.lookup(dir, false)
+	from, name, err := a.parent(o.link, false)
 	if err != nil {
 		return err
 	}
 	if from == nil || from.names[name] == nil {
-		return fmt.Errorf("hard link target %s does not exist", quote(o.link))
+		return fmt.Errorf("hard link target %s does not exist: it must be in an older layer, or before its link in this one", quote(o.link))
 	}
 	target := from.names[name].in
 	if target.dir != nil {
@@ -280,10 +343,13 @@ func (a *applier) link(d *directory, base string, o *op) error {
 // bind gives addresses to the contents of all files of this layer that are still there.
 func (a *applier) bind() ([]Extent, error) {
 	fs := a.fs
+	a.inherit()
 	var need uint64
 	for _, in := range a.fresh {
 		for _, e := range in.extents {
-			need += uint64(e.n)
+			if e.phys&unbound != 0 {
+				need += uint64(e.n)
+			}
 		}
 	}
 	if need == 0 {
@@ -298,6 +364,9 @@ func (a *applier) bind() ([]Extent, error) {
 	var out []Extent
 	for _, in := range a.fresh {
 		rel := in.extents // empty if the file is gone again
+		if len(rel) == 0 || rel[0].phys&unbound == 0 {
+			continue // or has inherited
+		}
 		in.extents = nil
 		for _, e := range rel {
 			for e.n > 0 {

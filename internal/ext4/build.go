@@ -13,6 +13,11 @@ type builder struct {
 	refs  []ref
 	dirs  []*directory
 	first map[*directory]*leaf // the only leaf of a directory without an index
+
+	// For Adopt: a kernel may have written to the filesystem.
+	adopt   bool
+	orphans []*inode            // have no name
+	xblocks map[uint64][]*inode // blocks of attributes, and who uses them
 }
 
 // ref is an entry whose inode may still have to come.
@@ -23,7 +28,7 @@ type ref struct {
 }
 
 func newBuilder(g Geometry) *builder {
-	return &builder{fs: newModel(g), first: map[*directory]*leaf{}}
+	return &builder{fs: newModel(g), first: map[*directory]*leaf{}, xblocks: map[uint64][]*inode{}}
 }
 
 func (b *builder) newDir(in *inode) *directory {
@@ -56,7 +61,11 @@ func (b *builder) entry(d *directory, l *leaf, name string, ino int64) error {
 // add takes an inode, whose blocks must be free and whose fields must fit together.
 func (b *builder) add(in *inode) error {
 	fs := b.fs
-	if err := b.check(in); err != nil {
+	check := b.check
+	if b.adopt {
+		check = b.checkAdopted
+	}
+	if err := check(in); err != nil {
 		return fmt.Errorf("inode %d: %w", in.ino, err)
 	}
 	fs.putInode(in)
@@ -81,7 +90,10 @@ func (b *builder) add(in *inode) error {
 		}
 		fs.zone[blk] = owner{in, uint32(i), treeBlock}
 	}
-	if in.xblock != 0 {
+	if b.adopt && in.xblock != 0 {
+		b.xblocks[in.xblock] = append(b.xblocks[in.xblock], in)
+	}
+	if in.xblock != 0 && len(b.xblocks[in.xblock]) < 2 {
 		if err := take(in.xblock, 1); err != nil {
 			return err
 		}
@@ -178,7 +190,7 @@ func (b *builder) finish() (*FS, error) {
 		return nil, fmt.Errorf("there is no directory /%s", RootDir)
 	}
 	for in := range fs.all() {
-		if in.nlink == 0 {
+		if in.nlink == 0 && !slices.Contains(b.orphans, in) {
 			return nil, fmt.Errorf("inode %d has no name", in.ino)
 		}
 		if in.dir == nil && in.nlink > maxLinks {

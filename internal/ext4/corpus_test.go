@@ -68,6 +68,7 @@ func TestJournal(t *testing.T) {
 	if testing.Short() {
 		t.Skip("mounts filesystems")
 	}
+	t.Parallel()
 	need(t, "mke2fs", "mount")
 	for _, tc := range []struct{ name, mkfs, opts string }{
 		{"ordered", "-b4096", "loop,commit=1"},

@@ -309,7 +309,7 @@ func (fs *FS) encodeDir(d *directory, logical uint32, b []byte) {
 	le.PutUint16(b[max(last, 0)+4:], uint16(dirCapacity-max(last, 0)))
 	le.PutUint16(b[dirCapacity+4:], dirTail)
 	b[dirCapacity+7] = 0xde
-	le.PutUint32(b[dirCapacity+8:], crc(fs.inodeSeed(d.in.ino), b[:dirCapacity]))
+	le.PutUint32(b[dirCapacity+8:], crc(fs.inodeSeed(d.in), b[:dirCapacity]))
 }
 
 // encodeIndex writes the root (logical 0) or a node of a hash tree.
@@ -353,6 +353,6 @@ func (fs *FS) encodeIndex(d *directory, n *hashNode, logical, up uint32, b []byt
 	le.PutUint16(b[head:], uint16(limit))
 	le.PutUint16(b[head+2:], uint16(count))
 	tail := head + 8*limit
-	c := crc(fs.inodeSeed(d.in.ino), b[:head+8*count])
+	c := crc(fs.inodeSeed(d.in), b[:head+8*count])
 	le.PutUint32(b[tail+4:], crc(c, b[tail:tail+8]))
 }

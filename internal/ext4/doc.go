@@ -19,10 +19,19 @@
 // The image's tree lies below /rootfs. /log and /state beside it belong to whoever runs the
 // image and are never touched by a layer.
 //
+// A file that a layer adds again with the contents it has, by a change of owner, keeps its blocks
+// if [FS.ApplyWith] can compare them.
+//
 // [Open] reads any ext4 filesystem, whether this package or a kernel wrote it, cleanly
 // unmounted or cut off by a power failure: what the journal holds is laid over the image in
-// memory. Nothing is ever written.
+// memory. Nothing is ever written. Of what is read a tar can be made ([Reader.TarOut]), and of two
+// states of one filesystem their difference ([Diff]) and the layer that makes it ([DiffTar]).
 //
-// On-disk structures follow the kernel's documentation, "ext4 Data Structures and Algorithms"
-// (Documentation/filesystems/ext4), and its jbd2 chapter.
+// [Adopt] makes a model of a filesystem that this package made and a kernel wrote to since, so
+// that files can be put into it while no kernel runs ([ReadArchive], [FS.ApplyWith]).
+//
+// Tars are those of pax(1) and of GNU tar's manual ("Basic Tar Format", "Storing Sparse Files"),
+// layers those of the OCI image specification. On-disk structures follow the kernel's
+// documentation, "ext4 Data Structures and Algorithms" (Documentation/filesystems/ext4), and its
+// jbd2 chapter.
 package ext4

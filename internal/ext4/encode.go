@@ -27,6 +27,10 @@ func (fs *FS) Block(lba uint64, p []byte) {
 	if lba >= fs.lay.blocks {
 		return
 	}
+	if raw, ok := fs.replayed[lba]; ok && fs.foreign(lba) {
+		copy(b, raw)
+		return
+	}
 	if o, ok := fs.zone[lba]; ok {
 		switch o.kind {
 		case dirBlock:
@@ -35,6 +39,8 @@ func (fs *FS) Block(lba uint64, p []byte) {
 			fs.encodeExtentBlock(o.in, int(o.idx), b)
 		case xattrBlock:
 			fs.encodeXattrBlock(o.in, b)
+		case sharedBlock:
+			fs.shared[lba].encode(fs, lba, b)
 		}
 		return
 	}
@@ -48,14 +54,22 @@ func (fs *FS) Block(lba uint64, p []byte) {
 			fs.encodeSuper(g, b)
 		} else {
 			fs.encodeBoot(b)
-			fs.encodeSuper(0, b[1024:])
+			if fs.super != nil {
+				fs.patchSuper(b[1024:])
+			} else {
+				fs.encodeSuper(0, b[1024:])
+			}
 		}
 	case lba >= l.blockMap && lba < l.blockMap+uint64(l.groups):
 		fs.encodeBlockMap(int(lba-l.blockMap), b)
 	case lba >= l.inodeMap && lba < l.inodeMap+uint64(l.groups):
 		fs.encodeInodeMap(int(lba-l.inodeMap), b)
 	case lba == l.journal:
-		encodeJournal(b)
+		if fs.journal != nil {
+			copy(b, fs.journal)
+		} else {
+			encodeJournal(b)
+		}
 	default:
 		if g, ok := l.tableAt(lba); ok {
 			first := uint32(g*groupInodes) + uint32(lba-l.inodeTables[g])*inodesPerBlock + 1
@@ -72,10 +86,13 @@ func (fs *FS) Block(lba uint64, p []byte) {
 }
 
 // inodeSeed seeds the checksums of all that belongs to an inode: its number, then its
-// generation, which is always 0 here.
-func (fs *FS) inodeSeed(ino uint32) uint32 {
+// generation, which is 0 where the kernel did not make it.
+func (fs *FS) inodeSeed(in *inode) uint32 {
 	var t [8]byte
-	le.PutUint32(t[:], ino)
+	le.PutUint32(t[:], in.ino)
+	if in.raw != nil {
+		copy(t[4:], in.raw[0x64:0x68])
+	}
 	return crc(fs.seed, t[:])
 }
 
@@ -87,35 +104,14 @@ func putTime(b []byte, at, extra int, t stamp) {
 }
 
 func (fs *FS) encodeInode(in *inode, b []byte) {
-	le.PutUint16(b, in.mode)
-	le.PutUint16(b[2:], uint16(in.uid))
-	le.PutUint16(b[0x78:], uint16(in.uid>>16))
-	le.PutUint16(b[0x18:], uint16(in.gid))
-	le.PutUint16(b[0x7a:], uint16(in.gid>>16))
-	le.PutUint32(b[4:], uint32(in.size))
-	le.PutUint32(b[0x6c:], uint32(in.size>>32))
-	le.PutUint16(b[0x80:], 32) // i_extra_isize: all fields up to the project ID
-	putTime(b, 0x08, 0x8c, in.atime)
-	putTime(b, 0x0c, 0x84, in.ctime)
-	putTime(b, 0x10, 0x88, in.mtime)
+	if in.raw != nil {
+		fs.patchInode(in, b)
+		return
+	}
+	le.PutUint16(b[0x80:], 32)       // i_extra_isize: all fields up to the project ID
 	putTime(b, 0x90, 0x94, in.mtime) // birth
-	links := in.nlink
-	if in.dir != nil && links >= maxLinks {
-		links = 1 // dir_nlink: not counted
-	}
-	le.PutUint16(b[0x1a:], uint16(links))
-	blocks := uint64(len(in.tree))
-	for _, e := range in.extents {
-		blocks += uint64(e.n)
-	}
-	if in.xblock != 0 {
-		blocks++
-		le.PutUint32(b[0x68:], uint32(in.xblock))
-		le.PutUint16(b[0x76:], uint16(in.xblock>>32))
-	}
-	sectors := blocks * (BlockSize / 512)
-	le.PutUint32(b[0x1c:], uint32(sectors))
-	le.PutUint16(b[0x74:], uint16(sectors>>32))
+	in.putAttrs(b)
+	in.putBlocks(b)
 	var flags uint32
 	switch in.mode & modeType {
 	case modeSymlink:
@@ -140,7 +136,50 @@ func (fs *FS) encodeInode(in *inode, b []byte) {
 	}
 	le.PutUint32(b[0x20:], flags)
 	encodeInodeXattrs(in, b)
-	c := crc(fs.inodeSeed(in.ino), b[:inodeSize])
+	fs.sumInode(in, b)
+}
+
+// putAttrs writes what does not depend on where blocks lie.
+func (in *inode) putAttrs(b []byte) {
+	le.PutUint16(b, in.mode)
+	le.PutUint16(b[2:], uint16(in.uid))
+	le.PutUint16(b[0x78:], uint16(in.uid>>16))
+	le.PutUint16(b[0x18:], uint16(in.gid))
+	le.PutUint16(b[0x7a:], uint16(in.gid>>16))
+	le.PutUint32(b[4:], uint32(in.size))
+	le.PutUint32(b[0x6c:], uint32(in.size>>32))
+	putTime(b, 0x08, 0x8c, in.atime)
+	putTime(b, 0x0c, 0x84, in.ctime)
+	putTime(b, 0x10, 0x88, in.mtime)
+	links := in.nlink
+	if in.dir != nil && links >= maxLinks {
+		links = 1 // dir_nlink: not counted
+	}
+	le.PutUint16(b[0x1a:], uint16(links))
+}
+
+// putBlocks writes where the attributes are that the inode cannot hold, and how many blocks it
+// has in all.
+func (in *inode) putBlocks(b []byte) {
+	blocks := uint64(len(in.tree))
+	for _, e := range in.extents {
+		blocks += uint64(e.n)
+	}
+	if in.xblock != 0 {
+		blocks++
+	}
+	le.PutUint32(b[0x68:], uint32(in.xblock))
+	le.PutUint16(b[0x76:], uint16(in.xblock>>32))
+	sectors := blocks * (BlockSize / 512)
+	le.PutUint32(b[0x1c:], uint32(sectors))
+	le.PutUint16(b[0x74:], uint16(sectors>>32))
+}
+
+// sumInode writes an inode's checksum, whose own place counts as zeroes.
+func (fs *FS) sumInode(in *inode, b []byte) {
+	le.PutUint16(b[0x7c:], 0)
+	le.PutUint16(b[0x82:], 0)
+	c := crc(fs.inodeSeed(in), b[:inodeSize])
 	le.PutUint16(b[0x7c:], uint16(c))
 	le.PutUint16(b[0x82:], uint16(c>>16))
 }
@@ -177,6 +216,13 @@ func (fs *FS) unusedInodes(g int) int {
 	return groupInodes
 }
 
+// Flags of a group descriptor.
+const (
+	descInodesUninit = 1
+	descBlocksUninit = 2
+	descInodesZeroed = 4
+)
+
 // encodeDescs writes block k of the group descriptors.
 func (fs *FS) encodeDescs(k int, b []byte) {
 	for g := k * descsPerBlock; g < min((k+1)*descsPerBlock, fs.lay.groups); g++ {
@@ -185,7 +231,6 @@ func (fs *FS) encodeDescs(k int, b []byte) {
 }
 
 func (fs *FS) encodeDesc(g int, b []byte) {
-	const inodesUninit, blocksUninit, inodesZeroed = 1, 2, 4
 	st := fs.groupStat[g]
 	le.PutUint32(b, uint32(fs.lay.blockMap)+uint32(g))
 	le.PutUint32(b[4:], uint32(fs.lay.inodeMap)+uint32(g))
@@ -195,10 +240,10 @@ func (fs *FS) encodeDesc(g int, b []byte) {
 	le.PutUint16(b[0x10:], uint16(st.dirs))
 	le.PutUint16(b[0x1c:], uint16(fs.unusedInodes(g)))
 	// Tables read as zeroes where nothing was written, so the kernel need not write them.
-	flags := uint16(inodesZeroed)
+	flags := uint16(descInodesZeroed)
 	var t [BlockSize]byte
 	if fs.blocksUninit(g) {
-		flags |= blocksUninit
+		flags |= descBlocksUninit
 	} else {
 		fs.encodeBlockMap(g, t[:])
 		c := crc(fs.seed, t[:])
@@ -206,7 +251,7 @@ func (fs *FS) encodeDesc(g int, b []byte) {
 		le.PutUint16(b[0x38:], uint16(c>>16))
 	}
 	if st.usedInodes == 0 {
-		flags |= inodesUninit
+		flags |= descInodesUninit
 	} else {
 		fs.encodeInodeMap(g, t[:])
 		c := crc(fs.seed, t[:groupInodes/8])

@@ -38,3 +38,11 @@ func HashSeed() string {
 	h := hex.EncodeToString(fixedUUID[:])
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
+
+// JournalStart is the block at which a filesystem's journal starts, JournalBlocks its length.
+func JournalStart(fs *FS) uint64 { return fs.lay.journal }
+
+const JournalBlocks = journalBlocks
+
+// CRC is CRC-32C as ext4 and jbd2 use it.
+var CRC = crc

@@ -103,18 +103,26 @@ func (m *extentMap) load(n uint64) error {
 		if buf == nil {
 			buf = make([]byte, m.v.super.blockSize)
 		}
-		if err := m.v.readBlock(child, buf); err != nil {
-			return fmt.Errorf("extent tree: %w", err)
+		if err := m.readNode(child, buf); err != nil {
+			return err
 		}
 		node = buf
-		if m.v.super.checksums {
-			at := 12 + 12*int(le.Uint16(buf[4:]))
-			if at+4 > len(buf) || crc(m.in.seed, buf[:at]) != le.Uint32(buf[at:]) {
-				return fmt.Errorf("extent block %d: checksum does not match", child)
-			}
-		}
 		depth--
 	}
+}
+
+// readNode reads a block of the tree.
+func (m *extentMap) readNode(lba uint64, b []byte) error {
+	if err := m.v.readBlock(lba, b); err != nil {
+		return fmt.Errorf("extent tree: %w", err)
+	}
+	if m.v.super.checksums {
+		at := 12 + 12*int(le.Uint16(b[4:]))
+		if at+4 > len(b) || crc(m.in.seed, b[:at]) != le.Uint32(b[at:]) {
+			return fmt.Errorf("extent block %d: checksum does not match", lba)
+		}
+	}
+	return nil
 }
 
 func (m *extentMap) parse(node []byte, entries int) error {

@@ -30,12 +30,17 @@ func (fs *FS) growTree(in *inode) error {
 		if err != nil {
 			return err
 		}
-		fs.zone[b] = owner{in, uint32(len(in.tree)), treeBlock}
 		in.tree = append(in.tree, b)
 	}
-	for _, b := range in.tree {
+	// A kernel's tree may have had more blocks than it needs.
+	for ; len(in.tree) > need; in.tree = in.tree[:len(in.tree)-1] {
+		fs.freeMeta(in.tree[len(in.tree)-1])
+	}
+	for i, b := range in.tree {
+		fs.zone[b] = owner{in, uint32(i), treeBlock}
 		fs.dirty[b] = struct{}{}
 	}
+	in.ownMap = true
 	return nil
 }
 
@@ -105,5 +110,5 @@ func (fs *FS) encodeExtentBlock(in *inode, idx int, b []byte) {
 		putExtentHeader(b, n, nodeExtents, level)
 		putChildren(b[12:], in, below+k*nodeExtents, n, k*span, span/nodeExtents)
 	}
-	le.PutUint32(b[BlockSize-4:], crc(fs.inodeSeed(in.ino), b[:BlockSize-4]))
+	le.PutUint32(b[BlockSize-4:], crc(fs.inodeSeed(in), b[:BlockSize-4]))
 }

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -39,6 +42,7 @@ func TestGeometry(t *testing.T) {
 // TestDeterminism builds an image twice, the second time with its index stored and loaded after
 // every layer, a third time rebuilt from its blocks: all blocks must be the same.
 func TestDeterminism(t *testing.T) {
+	t.Parallel()
 	build := func(between func(*image) (*ext4.FS, error)) *image {
 		im := newImage(t, 256<<20)
 		for _, l := range richLayers(t) {
@@ -70,6 +74,15 @@ func TestDeterminism(t *testing.T) {
 			if !bytes.Equal(b, im.blocks[lba]) {
 				t.Errorf("%s: block %d differs", name, lba)
 			}
+		}
+	}
+	want, err := plain.fs.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, im := range map[string]*image{"index": stored, "rebuild": rebuilt} {
+		if got, err := im.fs.MarshalBinary(); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: another index (%v)", name, err)
 		}
 	}
 	t.Logf("index: %d bytes", size)
@@ -163,6 +176,17 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestNUL: a name or target with a NUL would end there for every program but us.
+func TestNUL(t *testing.T) {
+	for _, e := range []entry{{name: "dür/X"}, {name: "l", typ: tar.TypeSymlink, link: "tür/X"}, {name: "h", typ: tar.TypeLink, link: "tür/X"}} {
+		// Only an extended header holds such a name, and its contents have no checksum.
+		layer := bytes.Replace(makeTar(t, e), []byte("ür/X\n"), []byte("ür/\x00\n"), 1)
+		if _, err := newImage(t, 128<<20).apply(layer); err == nil {
+			t.Errorf("%q is taken with a NUL", e.name)
+		}
+	}
+}
+
 func TestDroppedXattrs(t *testing.T) {
 	l, err := ext4.ReadLayer(bytes.NewReader(makeTar(t, entry{name: "f", xattr: map[string]string{"com.apple.quarantine": "q", "user.x": "1"}})), io.Discard, ext4.Limits{})
 	if err != nil {
@@ -215,9 +239,11 @@ func TestLimits(t *testing.T) {
 // TestNoSpace fills the disk, checks what the error says, and that a layer that deletes makes
 // room for the next.
 func TestNoSpace(t *testing.T) {
+	t.Parallel()
 	im := newImage(t, 128<<20)
 	free := int64(im.fs.Usage().FreeBlocks) * ext4.BlockSize
-	big := makeTar(t, entry{name: "big", body: noise(1, int(free)+5<<20)})
+	fill := func(seed uint64, n int) string { return strings.Repeat(noise(seed, 1<<20), n>>20+1)[:n] }
+	big := makeTar(t, entry{name: "big", body: fill(1, int(free)+5<<20)})
 	var full *ext4.NoSpaceError
 	_, err := im.apply(big)
 	if !errors.As(err, &full) {
@@ -230,12 +256,20 @@ func TestNoSpace(t *testing.T) {
 		t.Error("the model goes on after an error")
 	}
 
+	var es []entry
+	for i := range 9000 {
+		es = append(es, entry{name: fmt.Sprint(i)})
+	}
+	if _, err = newImage(t, 128<<20).apply(makeTar(t, es...)); !errors.As(err, &full) || !full.Inodes || !strings.Contains(err.Error(), "Geometry.Bytes") {
+		t.Errorf("9000 files: %v, want a NoSpaceError for inodes", err)
+	}
+
 	im = newImage(t, 128<<20)
 	third := int(free / 5 * 2)
-	im.mustApply(t, makeTar(t, entry{name: "one", body: noise(1, third)}))
-	im.mustApply(t, makeTar(t, entry{name: "two", body: noise(2, third)}))
+	im.mustApply(t, makeTar(t, entry{name: "one", body: fill(1, third)}))
+	im.mustApply(t, makeTar(t, entry{name: "two", body: fill(2, third)}))
 	im.mustApply(t, makeTar(t, entry{name: ".wh.one"}, entry{name: "d/"}))
-	im.mustApply(t, makeTar(t, entry{name: "three", body: noise(3, third)}))
+	im.mustApply(t, makeTar(t, entry{name: "three", body: fill(3, third)}))
 	im.fsck(t)
 	tree := readerTree(t, im.reader(t), "rootfs")
 	for name, seed := range map[string]uint64{"two": 2, "three": 3} {
@@ -244,46 +278,70 @@ func TestNoSpace(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := io.ReadAll(f)
-		if err != nil || string(got) != noise(seed, third) {
+		if err != nil || string(got) != fill(seed, third) {
 			t.Errorf("%s: wrong content (%v), %+v", name, err, tree[name])
 		}
 	}
 }
 
 // TestLarge is about sizes: a directory of 100,000 entries, extent trees two levels deep, a
-// file beyond 4 GiB, 70,000 subdirectories, deep nesting.
+// 65,500 subdirectories, deep nesting. A kernel must find every one of the 100,000
+// names by the hash tree.
 func TestLarge(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
+	t.Parallel()
 	im := newImage(t, 4<<30)
+	second := day.Truncate(time.Second)   // needs no extended header
+	extents := make([]byte, 1400*128<<10) // so many extents, with a hole behind each
+	for i := range 1400 {
+		extents[i*128<<10] = byte(i) | 1
+	}
 	var es []entry
 	for i := range 100000 {
-		es = append(es, entry{name: fmt.Sprintf("many/%s-%d", strings.Repeat("y", i%60), i)})
+		es = append(es, entry{name: fmt.Sprintf("many/%s-%d", strings.Repeat("y", i%60), i), mtime: second})
 	}
-	for i := range 70000 {
-		es = append(es, entry{name: fmt.Sprintf("dirs/%d/", i)})
+	for i := range 65500 {
+		es = append(es, entry{name: fmt.Sprintf("dirs/%d/", i), mtime: second})
 	}
-	es = append(es, entry{name: strings.Repeat("deep/", 800) + "end"}, entry{name: "holey", body: holey(1400)})
+	es = append(es, entry{name: strings.Repeat("deep/", 800) + "end"}, entry{name: "holey", body: string(extents)})
 	im.mustApply(t, makeTar(t, es...))
-	for _, f := range []struct{ name, body string }{{"holey", holey(1400)}} {
-		h, err := im.reader(t).OpenFile("rootfs/" + f.name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := io.ReadAll(h); err != nil || string(got) != f.body {
-			t.Errorf("%s is not what was written: %v", f.name, err)
-		}
+	h, err := im.reader(t).OpenFile("rootfs/holey")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(extents)+1)
+	if n, err := h.ReadAt(got, 0); n != len(extents) || err != io.EOF || !bytes.Equal(got[:n], extents) {
+		t.Errorf("holey is not what was written: %d bytes, %v", n, err)
 	}
 	if es, err := im.reader(t).ReadDir("rootfs/many"); err != nil || len(es) != 100000 {
 		t.Errorf("ReadDir: %d entries, %v", len(es), err)
 	}
-	im.fsck(t)
+	img := im.save(t)
+	fsckFile(t, img)
+	if os.Getuid() == 0 {
+		dir, umount := mount(t, img, "loop,ro")
+		start := time.Now()
+		for i := range 100000 {
+			if _, err := os.Lstat(filepath.Join(dir, "rootfs/many", fmt.Sprintf("%s-%d", strings.Repeat("y", i%60), i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		took := time.Since(start)
+		t.Logf("a kernel's first look at 100,000 names: %v", took)
+		// One after the other it would have to search 1,700 blocks for each.
+		if took > time.Minute {
+			t.Errorf("the kernel does not use the hash tree: %v for 100,000 names", took)
+		}
+		umount()
+	}
+	os.Remove(img)
 	// Delete most of it, so that the hash tree's blocks are emptied, and add again.
 	var del []entry
 	for i := range 100000 {
 		if i%10 != 0 {
-			del = append(del, entry{name: fmt.Sprintf("many/.wh.%s-%d", strings.Repeat("y", i%60), i)})
+			del = append(del, entry{name: fmt.Sprintf("many/.wh.%s-%d", strings.Repeat("y", i%60), i), mtime: second})
 		}
 	}
 	im.mustApply(t, makeTar(t, append(del, entry{name: ".wh.dirs"}, entry{name: ".wh.deep"})...))
@@ -306,6 +364,7 @@ func TestLarge(t *testing.T) {
 // TestBeyond4GiB stores a file of 5 GiB whose only data is at its ends, as GNU tar's sparse
 // format has it.
 func TestBeyond4GiB(t *testing.T) {
+	t.Parallel()
 	need(t, "tar", "truncate")
 	dir := t.TempDir()
 	run(t, "sh", "-c", "cd "+dir+" && truncate -s 5G f && printf start | dd of=f conv=notrunc status=none && printf end >>f")

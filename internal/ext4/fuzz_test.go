@@ -8,6 +8,8 @@ import (
 	"io"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/vicsdk/vic-go/internal/ext4"
 )
 
@@ -164,7 +166,25 @@ func FuzzOpenReader(f *testing.F) {
 			return nil
 		})
 		ext4.Rebuild(r)
+		ext4.Adopt(r)
+		r.TarOut(&limited{n: 4 << 20}, "/", &ext4.TarOptions{Sparse: true})
+		whole, err := ext4.Open(im, im.bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ext4.Diff(whole, r, nil)
+		ext4.Diff(r, whole, &ext4.DiffOptions{Changed: []ext4.Range{{Off: int64(lba) * ext4.BlockSize, N: ext4.BlockSize}}})
 	})
+}
+
+// limited takes so many bytes.
+type limited struct{ n int }
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.n -= len(p); l.n < 0 {
+		return 0, io.ErrShortWrite
+	}
+	return len(p), nil
 }
 
 func FuzzUnmarshalIndex(f *testing.F) {
@@ -237,15 +257,18 @@ func TestUnmarshalDamaged(t *testing.T) {
 }
 
 // FuzzLayers makes layers of few names and all types, three bytes an entry, so
-// that they meet: replaced, linked, deleted, reached through symlinks.
+// that they meet: replaced, linked, deleted, reached through symlinks. What reuses
+// contents must make the same tree, and so must the difference of the first and the last layer.
 func FuzzLayers(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 1, 40, 255, 0, 0, 0, 8, 3})
 	f.Add([]byte{2, 4, 0, 0, 1, 9, 3, 6, 1, 255, 0, 0, 4, 1, 0})
+	f.Add([]byte("\x02\x00\x01\x17\x17WV\xff\x00\x00\x04\x01m\f\xc0\xa7[\xdc\t\x01\x06\x03V")) // a loop that the layer itself undoes
 	names := []string{"a", "a/b", "a/b/c", "a/b/c/d", "b", "b/c", "l", "l/x", "a/.wh.b", ".wh.a", "a/.wh..wh..opq", ".wh.l", "../x", "/abs", "b/../y", "./"}
 	links := []string{"a", "a/b", "b", "../b", "/", "/a/b", "l", "a/b/c"}
 	types := []byte{tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeChar, tar.TypeFifo}
 	f.Fuzz(func(t *testing.T, program []byte) {
-		im := newImage(t, 128<<20)
+		im, reused := newImage(t, 128<<20), newImage(t, 128<<20)
+		var base *image
 		for _, part := range bytes.Split(program[:min(len(program), 300)], []byte{255}) {
 			var entries []entry
 			for ; len(part) >= 3; part = part[3:] {
@@ -261,10 +284,28 @@ func FuzzLayers(f *testing.F) {
 				}
 				entries = append(entries, e)
 			}
-			if !applied(im, makeTar(t, entries...), ext4.Limits{}) {
+			layer := makeTar(t, entries...)
+			if !applied(im, layer, ext4.Limits{}) {
 				return
+			}
+			reused.reapply(t, layer)
+			if base == nil {
+				base = im.clone(t)
 			}
 		}
 		sound(t, im)
+		sound(t, reused)
+		want := readerTree(t, im.reader(t), "rootfs")
+		if diff := cmp.Diff(want, readerTree(t, reused.reader(t), "rootfs")); diff != "" {
+			t.Errorf("with reuse (-without +with):\n%s", diff)
+		}
+		var layer bytes.Buffer
+		if err := ext4.DiffTar(&layer, rootfs(t, base, base.bytes), rootfs(t, im, im.bytes), &ext4.DiffOptions{Changed: changed(t, base, im)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		base.mustApply(t, layer.Bytes())
+		if diff := cmp.Diff(want, readerTree(t, base.reader(t), "rootfs")); diff != "" {
+			t.Errorf("the difference makes another tree (-want +got):\n%s", diff)
+		}
 	})
 }

@@ -38,6 +38,9 @@ func (fs *FS) MarshalBinary() ([]byte, error) {
 	if fs.broken != nil {
 		return nil, fmt.Errorf("ext4: the model is unusable since an earlier error: %w", fs.broken)
 	}
+	if fs.super != nil {
+		return nil, errors.New("ext4: a filesystem that a kernel wrote to has no index: Adopt it again")
+	}
 	if len(fs.dirty) > 0 {
 		return nil, errors.New("ext4: MarshalBinary before Commit")
 	}

@@ -43,6 +43,7 @@ type journal struct {
 	visited       uint32
 	revoked       map[uint64]uint32 // newest transaction that revoked a block
 	revokes       int
+	end           uint32 // the first transaction that is not there
 }
 
 // write is a block's content in a committed transaction.
@@ -102,6 +103,7 @@ func (v *volume) replay() error {
 	if err != nil {
 		return err
 	}
+	v.journalEnd = j.end
 	v.overlay = map[uint64]logged{}
 	for _, w := range writes {
 		if tid, ok := j.revoked[w.target]; ok && int32(tid-w.tid) >= 0 {
@@ -152,6 +154,7 @@ func (j *journal) scan(at, tid uint32) (done []write, err error) {
 	var open []write
 	var revoked []uint64
 	for j.visited = 0; j.visited < j.length; j.visited++ {
+		j.end = tid
 		if err := j.read(at, b); err != nil {
 			return nil, err
 		}

@@ -122,6 +122,7 @@ func TestLayersAgree(t *testing.T) {
 	if testing.Short() {
 		t.Skip("mounts filesystems")
 	}
+	t.Parallel()
 	need(t, "e2fsck", "mke2fs", "umoci", "mount")
 	layers := richLayers(t)
 	im := newImage(t, 256<<20)

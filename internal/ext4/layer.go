@@ -54,7 +54,8 @@ type Layer struct {
 	// other runtimes do.
 	Dropped []string
 
-	ops []op
+	ops   []op
+	plain bool // no layer, but an archive
 }
 
 // Empty reports whether the layer holds no entry at all.
@@ -95,8 +96,18 @@ const (
 //
 // An error names the entry that is at fault.
 func ReadLayer(r io.Reader, data io.Writer, lim Limits) (*Layer, error) {
+	return readTar(r, data, lim, false)
+}
+
+// ReadArchive is [ReadLayer] for a tar that is no layer: names that start with ".wh." are names
+// like others, and a directory that is there keeps extended attributes that the tar does not name.
+func ReadArchive(r io.Reader, data io.Writer, lim Limits) (*Layer, error) {
+	return readTar(r, data, lim, true)
+}
+
+func readTar(r io.Reader, data io.Writer, lim Limits, plain bool) (*Layer, error) {
 	lim.defaults()
-	lr := layerReader{lim: lim, out: blockWriter{w: data, buf: make([]byte, 0, 1<<20)}, layer: &Layer{}}
+	lr := layerReader{lim: lim, plain: plain, out: blockWriter{w: data, buf: make([]byte, 0, 1<<20)}, layer: &Layer{plain: plain}}
 	br := bufio.NewReaderSize(r, 256<<10)
 	tr := tar.NewReader(br)
 	for {
@@ -131,6 +142,7 @@ func quote(name string) string {
 
 type layerReader struct {
 	lim    Limits
+	plain  bool
 	out    blockWriter
 	layer  *Layer
 	meta   int64
@@ -155,7 +167,7 @@ func (lr *layerReader) entry(h *tar.Header, r io.Reader) error {
 	if lr.meta > lr.lim.MaxMetaBytes {
 		return fmt.Errorf("names and attributes of the layer exceed %d bytes (Limits.MaxMetaBytes)", lr.lim.MaxMetaBytes)
 	}
-	if first, _, _ := strings.Cut(o.name, "/"); strings.HasPrefix(first, metaPrefix) && first != opaqueName {
+	if first, _, _ := strings.Cut(o.name, "/"); !lr.plain && strings.HasPrefix(first, metaPrefix) && first != opaqueName {
 		return nil
 	}
 	if done, err := lr.whiteout(&o); done || err != nil {
@@ -221,7 +233,7 @@ func (lr *layerReader) cleanName(what, name string) (string, error) {
 
 func (lr *layerReader) whiteout(o *op) (bool, error) {
 	dir, base := path.Split(o.name)
-	if !strings.HasPrefix(base, whiteoutPrefix) {
+	if lr.plain || !strings.HasPrefix(base, whiteoutPrefix) {
 		return false, nil
 	}
 	if base == opaqueName {

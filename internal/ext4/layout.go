@@ -11,7 +11,7 @@ const (
 	BlockSize = 4096
 	// FormatVersion changes whenever the same layers would give other bytes than before. Names
 	// derived from layers (content identifiers of disks, keys of stores) should include it.
-	FormatVersion = 1
+	FormatVersion = 2
 	// RootDir is the directory that holds the image's tree.
 	RootDir = "rootfs"
 )

@@ -27,6 +27,12 @@ type FS struct {
 	step   uint32 // the layer being applied; entries remember the one that named them
 	base   bool   // New's own blocks are not committed yet
 	broken error
+
+	// Of a filesystem that a kernel wrote to, see Adopt.
+	super    []byte            // superblock
+	journal  []byte            // superblock of the journal
+	replayed map[uint64][]byte // what the journal has of blocks
+	shared   map[uint64]*sharedXattrs
 }
 
 // stamp is a point in time: seconds since 1970 and nanoseconds.
@@ -57,6 +63,10 @@ type inode struct {
 	xattrs              []xattr  // in disk order
 	xblock              uint64   // block of the attributes that the inode cannot hold, or 0
 	dir                 *directory
+	// Of an inode that a kernel wrote: how it was, and what of it was made anew since.
+	raw               []byte
+	ownMap, ownXattrs bool
+	kept              bool // while a layer is applied: its blocks outlive it, for an heir
 }
 
 const (
@@ -97,6 +107,7 @@ const (
 	dirBlock blockKind = iota
 	treeBlock
 	xattrBlock
+	sharedBlock // attributes that several inodes have; only kernels make them
 )
 
 // owner says whose metadata a block of the zone is.
@@ -266,7 +277,8 @@ func (fs *FS) setXattrs(in *inode, xs []xattr) error {
 	if err != nil {
 		return err
 	}
-	in.xattrs = xs
+	in.xattrs, in.ownXattrs = xs, true
+	fs.leaveShared(in)
 	switch {
 	case len(outer) > 0 && in.xblock == 0:
 		if in.xblock, err = fs.allocMeta(); err != nil {
@@ -344,30 +356,39 @@ func (fs *FS) drop(in *inode) {
 // release frees an inode and its blocks. Extents of the layer being applied are not bound yet
 // and hold no blocks.
 func (fs *FS) release(in *inode) {
-	for i, e := range in.extents {
-		if e.phys&unbound != 0 {
-			continue
-		}
-		fs.markBlocks(e.phys, uint64(e.n), false)
-		if in.dir != nil {
-			for b := range uint64(e.n) {
-				delete(fs.zone, in.extents[i].phys+b)
-				delete(fs.dirty, in.extents[i].phys+b)
-			}
-		}
+	if !in.kept {
+		fs.freeBlocksOf(in)
 	}
-	for _, b := range in.tree {
-		fs.freeMeta(b)
-	}
+	fs.leaveShared(in)
 	if in.xblock != 0 {
 		fs.freeMeta(in.xblock)
 	}
 	if in.dir != nil {
 		fs.groupStat[(in.ino-1)/groupInodes].dirs--
 	}
-	in.nlink, in.extents, in.tree, in.xblock = 0, nil, nil, 0
+	in.nlink, in.xblock = 0, 0
 	fs.tables[(in.ino-1)/groupInodes][(in.ino-1)%groupInodes] = nil
 	fs.markInode(in.ino, false)
+}
+
+// freeBlocksOf frees an inode's contents and its extent tree.
+func (fs *FS) freeBlocksOf(in *inode) {
+	for _, e := range in.extents {
+		if e.phys&unbound != 0 {
+			continue
+		}
+		fs.markBlocks(e.phys, uint64(e.n), false)
+		if in.dir != nil {
+			for b := range uint64(e.n) {
+				delete(fs.zone, e.phys+b)
+				delete(fs.dirty, e.phys+b)
+			}
+		}
+	}
+	for _, b := range in.tree {
+		fs.freeMeta(b)
+	}
+	in.extents, in.tree = nil, nil
 }
 
 // checkName refuses what no directory can hold.

@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sort"
+	"slices"
+	"strings"
 )
 
 // maxDirBytes bounds a directory that is read: room for a million entries with the longest names.
@@ -28,7 +29,7 @@ func (v *volume) readDir(in *rawInode) ([]DirEntry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("directory %d: %w", in.ino, err)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	slices.SortFunc(out, func(a, b DirEntry) int { return strings.Compare(a.Name, b.Name) })
 	for i := 1; i < len(out); i++ {
 		if out[i].Name == out[i-1].Name {
 			return nil, fmt.Errorf("directory %d has %s twice", in.ino, quote(out[i].Name))

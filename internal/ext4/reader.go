@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,23 +21,28 @@ import (
 type Reader struct {
 	v    *volume
 	root uint32
-	last *listing // the directory listed last
+	last *listings
 }
 
-type listing struct {
+// listings remembers directories. It is shared by all views of a volume.
+type listings struct {
 	mu      sync.Mutex
-	ino     uint32
-	entries []DirEntry
+	dirs    map[uint32][]DirEntry
+	entries int
 }
+
+// maxListed bounds the entries that are remembered of several directories together.
+const maxListed = 1 << 18
 
 // Open opens the filesystem in the first bytes bytes of r. If it was not cleanly unmounted, the
-// journal's committed transactions count as if they were in place; r is only read.
+// journal's committed transactions count as if they were in place; r is only read, and must not
+// change while the Reader is used: parts of it are remembered.
 func Open(r io.ReaderAt, bytes int64) (*Reader, error) {
 	v, err := openVolume(r, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("ext4: %w", err)
 	}
-	return &Reader{v: v, root: inoRoot, last: &listing{}}, nil
+	return &Reader{v: v, root: inoRoot, last: &listings{dirs: map[uint32][]DirEntry{}}}, nil
 }
 
 // Sub is a view whose root is the directory dir.
@@ -50,7 +54,7 @@ func (r *Reader) Sub(dir string) (*Reader, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	return &Reader{v: r.v, root: ino, last: &listing{}}, nil
+	return &Reader{v: r.v, root: ino, last: r.last}, nil
 }
 
 // Replayed is the number of blocks that are read from the journal.
@@ -79,6 +83,7 @@ type DirEntry struct {
 var (
 	errNotDir  = errors.New("not a directory")
 	errNotFile = errors.New("not a regular file")
+	errNotLink = errors.New("not a symlink")
 )
 
 // fileMode converts a mode from its form on disk.
@@ -186,64 +191,104 @@ func (v *volume) readlink(in *rawInode) (string, error) {
 	return string(b), nil
 }
 
+// step is a directory on the way, and its name in the one before.
+type step struct {
+	name string
+	in   *rawInode
+}
+
 // resolve walks a path. With follow, a symlink at its end is followed too.
 func (r *Reader) resolve(name string, follow bool) (uint32, *rawInode, error) {
-	cur, err := r.v.inode(r.root)
+	in, _, err := r.resolvePath(name, follow)
 	if err != nil {
 		return 0, nil, err
 	}
-	stack := []*rawInode{cur} // the directories on the way, for ".."
+	return in.ino, in, nil
+}
+
+// resolvePath is resolve, and gives the path without symlinks, starting with a slash.
+func (r *Reader) resolvePath(name string, follow bool) (*rawInode, string, error) {
+	cur, err := r.v.inode(r.root)
+	if err != nil {
+		return nil, "", err
+	}
+	stack := []step{{"", cur}} // for ".."
+	last := ""                 // the name of what is no directory
 	links := 0
 	for rest := name; rest != ""; {
-		var c string
-		c, rest, _ = strings.Cut(rest, "/")
+		c, after, slash := strings.Cut(rest, "/")
+		rest = after
 		if c == "" || c == "." {
 			continue
 		}
 		if cur.mode()&modeType != modeDir {
-			return 0, nil, errNotDir
+			return nil, "", errNotDir
 		}
 		if c == ".." {
 			if len(stack) > 1 {
 				stack = stack[:len(stack)-1]
 			}
-			cur = stack[len(stack)-1]
+			cur = stack[len(stack)-1].in
 			continue
 		}
 		ino, err := r.find(cur, c)
 		if err != nil {
-			return 0, nil, err
+			return nil, "", err
 		}
 		next, err := r.v.inode(ino)
 		if err != nil {
-			return 0, nil, err
+			return nil, "", err
 		}
 		// A slash behind the name means what the symlink leads to, even at the end.
-		if next.mode()&modeType == modeSymlink && (follow || rest != "") {
-			if links++; links > 255 {
-				return 0, nil, errSymlinks
+		if next.mode()&modeType == modeSymlink && (follow || slash) {
+			if links++; links > maxSymlinks {
+				return nil, "", errManyLinks
 			}
 			target, err := r.v.readlink(next)
 			if err != nil {
-				return 0, nil, err
+				return nil, "", err
 			}
 			if strings.HasPrefix(target, "/") {
 				stack = stack[:1]
-				cur = stack[0]
+				cur = stack[0].in
 			}
-			rest = target + "/" + rest
+			if rest = target; slash {
+				rest += "/" + after
+			}
 			follow = true
 			continue
 		}
 		cur = next
-		if cur.mode()&modeType == modeDir {
-			if len(stack) > maxDepth {
-				return 0, nil, errDepth
+		if cur.mode()&modeType != modeDir {
+			if slash {
+				return nil, "", errNotDir
 			}
-			stack = append(stack, cur)
+			last = c
+			continue
 		}
+		if len(stack) > maxDepth {
+			return nil, "", errDepth
+		}
+		stack = append(stack, step{c, cur})
 	}
-	return cur.ino, cur, nil
+	names := make([]string, 0, len(stack)+1)
+	for _, s := range stack[1:] {
+		names = append(names, s.name)
+	}
+	if cur.mode()&modeType != modeDir {
+		names = append(names, last)
+	}
+	return cur, "/" + strings.Join(names, "/"), nil
+}
+
+// Resolve gives the path of what name leads to, without symlinks, "." and "..", from the
+// Reader's root, with a leading slash. What is there at its end must exist.
+func (r *Reader) Resolve(name string) (string, error) {
+	_, p, err := r.resolvePath(name, true)
+	if err != nil {
+		return "", &fs.PathError{Op: "resolve", Path: name, Err: err}
+	}
+	return p, nil
 }
 
 // find looks for a name in a directory.
@@ -252,25 +297,31 @@ func (r *Reader) find(dir *rawInode, name string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	i := sort.Search(len(entries), func(i int) bool { return entries[i].Name >= name })
-	if i == len(entries) || entries[i].Name != name {
+	i, ok := slices.BinarySearchFunc(entries, name, func(e DirEntry, name string) int { return strings.Compare(e.Name, name) })
+	if !ok {
 		return 0, fs.ErrNotExist
 	}
 	return entries[i].Ino, nil
 }
 
-// list reads a directory, or remembers it from the call before. The result must not be changed.
+// list reads a directory, or remembers it. The result must not be changed.
 func (r *Reader) list(dir *rawInode) ([]DirEntry, error) {
-	r.last.mu.Lock()
-	defer r.last.mu.Unlock()
-	if r.last.ino == dir.ino {
-		return r.last.entries, nil
+	l := r.last
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if entries, ok := l.dirs[dir.ino]; ok {
+		return entries, nil
 	}
 	entries, err := r.v.readDir(dir)
-	if err == nil {
-		r.last.ino, r.last.entries = dir.ino, entries
+	if err != nil {
+		return nil, err
 	}
-	return entries, err
+	if l.entries += len(entries); l.entries > maxListed {
+		clear(l.dirs)
+		l.entries = len(entries)
+	}
+	l.dirs[dir.ino] = entries
+	return entries, nil
 }
 
 // ReadDir lists a directory by name, without "." and "..".
@@ -289,140 +340,28 @@ func (r *Reader) ReadDir(name string) ([]DirEntry, error) {
 	return append([]DirEntry(nil), entries...), nil
 }
 
+// maxSymlinks is the kernel's limit, path_resolution(7).
+const maxSymlinks = 40
+
+var errManyLinks = fmt.Errorf("more than %d symlinks on the way", maxSymlinks)
+
+// Readlink is the target of a symlink, as it is.
+func (r *Reader) Readlink(name string) (string, error) {
+	_, in, err := r.resolve(name, false)
+	if err == nil && in.mode()&modeType != modeSymlink {
+		err = errNotLink
+	}
+	var target string
+	if err == nil {
+		target, err = r.v.readlink(in)
+	}
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return target, nil
+}
+
 // maxDepth bounds how deep directories may be nested.
 const maxDepth = 8192
 
 var errDepth = fmt.Errorf("directories are nested more than %d deep", maxDepth)
-
-// Walk calls fn for root and everything below it: a directory before its entries, entries by
-// name. No symlink is followed. fn may return fs.SkipDir to leave a directory out and fs.SkipAll
-// to end the walk; any other error ends it and is returned.
-func (r *Reader) Walk(root string, fn func(name string, info Info) error) error {
-	type item struct {
-		name  string
-		ino   uint32
-		depth int
-	}
-	ino, _, err := r.resolve(root, false)
-	if err != nil {
-		return &fs.PathError{Op: "walk", Path: root, Err: err}
-	}
-	seen := map[uint32]bool{}
-	var total int64
-	for stack := []item{{path.Clean("/" + root)[1:], ino, 0}}; len(stack) > 0; {
-		it := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		fail := func(err error) error { return &fs.PathError{Op: "walk", Path: it.name, Err: err} }
-		in, err := r.v.inode(it.ino)
-		if err != nil {
-			return fail(err)
-		}
-		info, err := r.info(in)
-		if err != nil {
-			return fail(err)
-		}
-		switch err := fn(it.name, info); {
-		case err == fs.SkipAll:
-			return nil
-		case err == fs.SkipDir:
-			continue
-		case err != nil:
-			return err
-		}
-		if !info.Mode.IsDir() {
-			continue
-		}
-		// On a sound disk no two directories share an inode or a block.
-		total += info.Size
-		if seen[it.ino] || total > r.v.bytes {
-			return fail(errors.New("a directory is below itself, or directories share blocks"))
-		}
-		if seen[it.ino] = true; it.depth == maxDepth {
-			return fail(errDepth)
-		}
-		entries, err := r.v.readDir(in)
-		if err != nil {
-			return fail(err)
-		}
-		for i := len(entries) - 1; i >= 0; i-- {
-			stack = append(stack, item{path.Join(it.name, entries[i].Name), entries[i].Ino, it.depth + 1})
-		}
-	}
-	return nil
-}
-
-// File is an open regular file. Its methods other than Read and Seek can be called
-// concurrently. There is nothing to close.
-type File struct {
-	info Info
-	m    *extentMap
-	off  int64
-}
-
-// OpenFile opens a regular file, following symlinks.
-func (r *Reader) OpenFile(name string) (*File, error) {
-	_, in, err := r.resolve(name, true)
-	if err == nil && in.mode()&modeType != modeRegular {
-		err = errNotFile
-	}
-	var info Info
-	if err == nil {
-		info, err = r.info(in)
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	return &File{info: info, m: newExtentMap(r.v, in)}, nil
-}
-
-// Info describes the file.
-func (f *File) Info() Info { return f.info }
-
-// ReadAt implements io.ReaderAt. Holes read as zeroes.
-func (f *File) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("ext4: negative offset %d", off)
-	}
-	if off >= f.info.Size {
-		return 0, io.EOF
-	}
-	n := min(int64(len(p)), f.info.Size-off)
-	if err := f.m.readAt(p[:n], off); err != nil {
-		return 0, fmt.Errorf("ext4: %w", err)
-	}
-	if n < int64(len(p)) {
-		return int(n), io.EOF
-	}
-	return int(n), nil
-}
-
-// Read implements io.Reader.
-func (f *File) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := f.ReadAt(p, f.off)
-	f.off += int64(n)
-	if n > 0 && err == io.EOF {
-		err = nil
-	}
-	return n, err
-}
-
-// Seek implements io.Seeker.
-func (f *File) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekStart:
-	case io.SeekCurrent:
-		off += f.off
-	case io.SeekEnd:
-		off += f.info.Size
-	default:
-		return 0, fmt.Errorf("ext4: seek from %d", whence)
-	}
-	if off < 0 {
-		return 0, fmt.Errorf("ext4: seek to %d", off)
-	}
-	f.off = off
-	return off, nil
-}

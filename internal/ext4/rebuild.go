@@ -32,11 +32,23 @@ func rebuild(v *volume) (*FS, error) {
 	if err := b.boot(v); err != nil {
 		return nil, err
 	}
+	if err := b.inodes(v); err != nil {
+		return nil, err
+	}
+	fs, err := b.finish()
+	if err != nil {
+		return nil, err
+	}
+	return fs, compare(v, fs)
+}
+
+// inodes reads all inodes that are in use.
+func (b *builder) inodes(v *volume) error {
 	used := make([]byte, BlockSize)
 	for grp := range b.fs.lay.groups {
 		// The bitmap of a group without inodes was never written and reads as zeroes.
 		if err := v.readBlock(b.fs.lay.inodeMap+uint64(grp), used); err != nil {
-			return nil, err
+			return err
 		}
 		for i := range groupInodes {
 			ino := uint32(grp*groupInodes + i + 1)
@@ -45,18 +57,14 @@ func rebuild(v *volume) (*FS, error) {
 			}
 			in, err := b.read(v, ino)
 			if err != nil {
-				return nil, fmt.Errorf("inode %d: %w", ino, err)
+				return fmt.Errorf("inode %d: %w", ino, err)
 			}
 			if err := b.add(in); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	fs, err := b.finish()
-	if err != nil {
-		return nil, err
-	}
-	return fs, compare(v, fs)
+	return nil
 }
 
 // boot reads where the allocators stood.
@@ -96,6 +104,12 @@ func (b *builder) read(v *volume, ino uint32) (*inode, error) {
 		return nil, err
 	}
 	sortXattrs(in.xattrs)
+	if b.adopt {
+		in.raw = raw.b
+		if le.Uint16(raw.b[0x1a:]) == 0 {
+			b.orphans = append(b.orphans, in)
+		}
+	}
 	if raw.flags()&flagExtents != 0 {
 		if err := in.readTree(v, raw); err != nil {
 			return nil, err
@@ -107,6 +121,9 @@ func (b *builder) read(v *volume, ino uint32) (*inode, error) {
 	case modeChar, modeBlock:
 		in.major, in.minor = raw.device()
 	case modeDir:
+		if b.adopt && le.Uint16(raw.b[0x1a:]) == 0 {
+			break // deleted, and still open when the power failed: nothing is in it
+		}
 		err = b.readTreeDir(v, raw, in)
 	}
 	return in, err
@@ -139,7 +156,7 @@ func (in *inode) readTree(v *volume, raw *rawInode) error {
 		}
 		for _, p := range blocks {
 			b := make([]byte, BlockSize)
-			if err := v.readBlock(p, b); err != nil {
+			if err := m.readNode(p, b); err != nil {
 				return err
 			}
 			below = append(below, b)

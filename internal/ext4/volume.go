@@ -12,6 +12,9 @@ type volume struct {
 	bytes   int64
 	super   super
 	overlay map[uint64]logged // blocks whose newest content is in the journal
+	cache   chunkCache
+	// journalEnd is the number of the transaction that would be next; 0 if the log is empty.
+	journalEnd uint32
 }
 
 // super holds what reading needs from a superblock.
@@ -132,21 +135,27 @@ func (v *volume) readSuper() error {
 }
 
 // readAt reads bytes of the filesystem, as they are after replaying the journal.
-func (v *volume) readAt(p []byte, off int64) error {
+func (v *volume) readAt(p []byte, off int64) error { return v.read(p, off, v.rawAt) }
+
+// metaAt is readAt for what lies close to what is read next: inodes, directories, trees. The
+// disk may be behind a network.
+func (v *volume) metaAt(p []byte, off int64) error { return v.read(p, off, v.cachedAt) }
+
+func (v *volume) read(p []byte, off int64, at func([]byte, int64) error) error {
 	if off < 0 || off > v.bytes || int64(len(p)) > v.bytes-off {
 		return fmt.Errorf("%d bytes at %d lie behind the end at %d", len(p), off, v.bytes)
 	}
 	if len(v.overlay) == 0 {
-		return v.rawAt(p, off)
+		return at(p, off)
 	}
 	for len(p) > 0 {
 		bs := v.super.blockSize
 		n := min(bs-off%bs, int64(len(p)))
-		if at, ok := v.overlay[uint64(off/bs)]; ok {
-			if err := v.rawAt(p[:n], int64(at.block)*bs+off%bs); err != nil {
+		if l, ok := v.overlay[uint64(off/bs)]; ok {
+			if err := at(p[:n], int64(l.block)*bs+off%bs); err != nil {
 				return err
 			}
-			if at.escaped {
+			if l.escaped {
 				// Only the block's first four bytes, which looked like the journal's own.
 				var magic [4]byte
 				be.PutUint32(magic[:], journalMagic)
@@ -154,7 +163,7 @@ func (v *volume) readAt(p []byte, off int64) error {
 					copy(p[:n], magic[off%bs:])
 				}
 			}
-		} else if err := v.rawAt(p[:n], off); err != nil {
+		} else if err := at(p[:n], off); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -177,7 +186,7 @@ func (v *volume) readBlock(b uint64, p []byte) error {
 	if b >= v.super.blocks {
 		return fmt.Errorf("block %d of %d", b, v.super.blocks)
 	}
-	return v.readAt(p, int64(b)*v.super.blockSize)
+	return v.metaAt(p, int64(b)*v.super.blockSize)
 }
 
 // hasBackup says whether group g starts with a superblock.
@@ -191,8 +200,8 @@ func (s *super) hasBackup(g uint64) bool {
 	return true
 }
 
-// inodeTable finds where group g's inodes start.
-func (v *volume) inodeTable(g uint64) (uint64, error) {
+// groupDesc reads the descriptor of group g.
+func (v *volume) groupDesc(g uint64) ([]byte, error) {
 	s := &v.super
 	per := uint64(s.blockSize) / uint64(s.descSize)
 	k := g / per
@@ -205,7 +214,7 @@ func (v *volume) inodeTable(g uint64) (uint64, error) {
 	}
 	b := make([]byte, s.blockSize)
 	if err := v.readBlock(at, b); err != nil {
-		return 0, fmt.Errorf("descriptor of group %d: %w", g, err)
+		return nil, fmt.Errorf("descriptor of group %d: %w", g, err)
 	}
 	d := b[g%per*uint64(s.descSize):][:s.descSize]
 	if s.checksums {
@@ -214,8 +223,18 @@ func (v *volume) inodeTable(g uint64) (uint64, error) {
 		want := le.Uint16(d[0x1e:])
 		d[0x1e], d[0x1f] = 0, 0
 		if uint16(crc(crc(s.seed, n[:]), d)) != want {
-			return 0, fmt.Errorf("descriptor of group %d: checksum does not match", g)
+			return nil, fmt.Errorf("descriptor of group %d: checksum does not match", g)
 		}
+	}
+	return d, nil
+}
+
+// inodeTable finds where group g's inodes start.
+func (v *volume) inodeTable(g uint64) (uint64, error) {
+	s := &v.super
+	d, err := v.groupDesc(g)
+	if err != nil {
+		return 0, err
 	}
 	t := uint64(le.Uint32(d[8:]))
 	if s.descSize >= 64 {
@@ -244,7 +263,7 @@ func (v *volume) inode(ino uint32) (*rawInode, error) {
 		return nil, fmt.Errorf("inode %d: its table starts at block %d of %d", ino, table, s.blocks)
 	}
 	in := &rawInode{ino: ino, b: make([]byte, s.inodeSize)}
-	if err := v.readAt(in.b, int64(table)*s.blockSize+int64((ino-1)%s.perGroup)*int64(s.inodeSize)); err != nil {
+	if err := v.metaAt(in.b, int64(table)*s.blockSize+int64((ino-1)%s.perGroup)*int64(s.inodeSize)); err != nil {
 		return nil, fmt.Errorf("inode %d: %w", ino, err)
 	}
 	var n [8]byte

@@ -2,6 +2,7 @@ package vmdk_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -311,6 +312,94 @@ func (b *bufferAt) WriteAt(p []byte, off int64) (int, error) {
 		b.b = append(b.b, make([]byte, n-int64(len(b.b)))...)
 	}
 	return copy(b.b[off:], p), nil
+}
+
+func (b *bufferAt) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(b.b).ReadAt(p, off)
+}
+
+// TestUnboundData leaves out data in many ways: what has no place takes no room, and the rest is
+// where it belongs.
+func TestUnboundData(t *testing.T) {
+	const size = 16 << 20
+	for _, tc := range []struct {
+		name    string
+		writes  []int // sectors each
+		bind    []bool
+		bytes   int64 // sectors of data in the extent
+		further bool  // metadata follows
+	}{
+		{"all bound", []int{8, 16, 8}, []bool{true, true, true}, 32, false},
+		{"nothing bound", []int{8, 4096}, []bool{false, false}, 0, true},
+		{"first left out", []int{3000, 8, 100}, []bool{false, true, true}, 108, true},
+		{"last left out", []int{8, 100, 3000}, []bool{true, true, false}, 108, true},
+		{"every other", []int{1, 1, 1, 63, 64, 65, 2500, 2500}, []bool{true, false, true, false, true, false, true, false}, 2566, true},
+		{"too little to move for", []int{5000, 10, 5000}, []bool{true, false, true}, 10010, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var f bufferAt
+			w, err := vmdk.NewLayerWriter(&f, size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := make([]byte, size)
+			var all []byte
+			rel, lba := uint64(0), uint64(16)
+			for i, n := range tc.writes {
+				p := pattern(byte(i+1), n*512)
+				all = append(all, p...)
+				if _, err := w.Write(p); err != nil {
+					t.Fatal(err)
+				}
+				if tc.bind[i] {
+					if err := w.Bind(rel, lba, uint64(n)); err != nil {
+						t.Fatal(err)
+					}
+					copy(want[lba*512:], p)
+				}
+				rel, lba = rel+uint64(n), lba+uint64(n)+3
+			}
+			got := make([]byte, len(all)+10)
+			if n, err := w.Data().ReadAt(got, 0); n != len(all) || err != io.EOF || !bytes.Equal(got[:n], all) {
+				t.Errorf("Data reads %d bytes of %d, %v", n, len(all), err)
+			}
+			if n, err := w.Data().ReadAt(got[:7], int64(len(all))-9); n != 7 || err != nil || !bytes.Equal(got[:7], all[len(all)-9:len(all)-2]) {
+				t.Errorf("Data near the end: %d bytes, %v", n, err)
+			}
+			if tc.further {
+				p := pattern(99, 4096)
+				if _, err := w.WriteAt(p, 0); err != nil {
+					t.Fatal(err)
+				}
+				copy(want, p)
+				tc.bytes += 8
+			}
+			n, err := w.Finish()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := vmdk.OpenCOWD(bytes.NewReader(f.b[:n]), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tables := map[int64]bool{}
+			disk := make([]byte, size)
+			if err := s.Runs(func(off int64, r vmdk.Run) error {
+				for o := off; o < off+r.Bytes; o += 512 {
+					tables[o/(4096*512)] = true
+				}
+				return s.ReadData(disk[off:off+r.Bytes], r.Offset)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(disk, want) {
+				t.Error("the disk is not what was bound")
+			}
+			if got := n/512 - 5 - int64(len(tables))*32; got != tc.bytes {
+				t.Errorf("%d sectors of data in the extent, want %d", got, tc.bytes)
+			}
+		})
+	}
 }
 
 func FuzzCOWD(f *testing.F) {
