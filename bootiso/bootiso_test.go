@@ -72,6 +72,11 @@ func TestBuildAndExtract(t *testing.T) {
 	if !strings.Contains(p.Cmdline, "panic=-1") || !strings.Contains(p.Cmdline, "console=ttyS0") {
 		t.Errorf("cmdline %q", p.Cmdline)
 	}
+	sata := o
+	sata.SATA, sata.Out = true, o.Out+"-sata"
+	if p, err := bootiso.Extract(bytes.NewReader(build(t, sata))); err != nil || strings.Contains(p.Cmdline, "ahci") || !strings.HasSuffix(p.Cmdline, "cryptomgr.notests extra=1") {
+		t.Errorf("with SATA: cmdline %q, %v", p.Cmdline, err)
+	}
 	names := cpioNames(t, p.Initrd)
 	if diff := cmp.Diff([]string{"dev", "dev/console", "dev/null", "disk", "init", "proc", "run", "sys"}, names); diff != "" {
 		t.Error(diff)
