@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/internal/vmdk"
@@ -126,6 +127,39 @@ func (s *Store) disk(l *layer) vic.Disk {
 	return vic.Disk{Path: s.files.Path(s.path("layers", l.Dir, diskFile)), Bytes: l.Bytes}
 }
 
+// openDisk opens a layer's disk with its parents, for reading until ctx ends.
+func (s *Store) openDisk(ctx context.Context, dir string) (*chain.Disk, error) {
+	return chain.Open(ctx, s.path("layers", dir, diskFile), func(ctx context.Context, p string) (chain.File, error) {
+		return s.files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+	})
+}
+
+// below is a layer's disk that is opened when it is first read. Most layers
+// need nothing of what is below them.
+type below struct {
+	ctx  context.Context
+	s    *Store
+	dir  string
+	disk *chain.Disk
+}
+
+func (b *below) ReadAt(p []byte, off int64) (int, error) {
+	if b.disk == nil {
+		d, err := b.s.openDisk(b.ctx, b.dir)
+		if err != nil {
+			return 0, fmt.Errorf("open the layer below: %w", err)
+		}
+		b.disk = d
+	}
+	return b.disk.ReadAt(p, off)
+}
+
+func (b *below) close() {
+	if b.disk != nil {
+		_ = b.disk.Close() // It was only read.
+	}
+}
+
 // base opens the chain's foundation, or makes it: a thin disk made by vSphere
 // and a child with the empty filesystem.
 func (s *Store) base(ctx context.Context) (*layer, error) {
@@ -142,7 +176,7 @@ func (s *Store) base(ctx context.Context) (*layer, error) {
 		return nil, err
 	}
 	defer sp.close()
-	if err := sp.seal(fs, nil); err != nil {
+	if err := sp.seal(fs, nil, nil); err != nil {
 		return nil, err
 	}
 	l = &layer{Version: 1, Format: ext4.FormatVersion, Dir: s.baseDir(), CID: contentID(s.baseDir()), Depth: 2, Bytes: s.bytes, Extent: sp.size}

@@ -213,7 +213,9 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		}
 	}
 	t.tell(id, "apply", 0, 0)
-	if err := u.spool.seal(fs, u.layer); err != nil {
+	under := &below{ctx: ctx, s: s, dir: parent.Dir}
+	defer under.close()
+	if err := u.spool.seal(fs, u.layer, under); err != nil {
 		var full *ext4.NoSpaceError
 		if errors.As(err, &full) {
 			err = fault.As(vic.ErrNoSpace, fmt.Errorf("%w; open the image store with more Bytes", err))

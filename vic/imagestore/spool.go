@@ -37,10 +37,11 @@ func newSpool(dir string, bytes int64) (*spool, error) {
 }
 
 // seal binds the file contents, adds the metadata that the layer touched, and
-// completes the extent. l is nil for a layer without a tar.
-func (s *spool) seal(fs *ext4.FS, l *ext4.Layer) error {
+// completes the extent. l is nil for a layer without a tar; parent is the disk
+// below, of which files are taken over that the layer has again.
+func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, parent io.ReaderAt) error {
 	if l != nil {
-		extents, err := fs.Apply(l)
+		extents, err := fs.ApplyWith(l, &ext4.ApplyOptions{Spool: s.w.Data(), Parent: parent})
 		if err != nil {
 			return err
 		}
