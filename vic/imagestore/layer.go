@@ -50,6 +50,12 @@ type layer struct {
 	Bytes  int64 `json:"bytes"`
 	Extent int64 `json:"extent"`
 	Index  int64 `json:"index,omitempty"`
+	// Tar is the size of the tar that the layer was made from; Record is the
+	// size of the file that it comes out again with, and Places the length of
+	// its first part. All are 0 in what a release before wrote.
+	Tar    int64 `json:"tar,omitempty"`
+	Record int64 `json:"record,omitempty"`
+	Places int64 `json:"places,omitempty"`
 }
 
 // chainIDs gives the chain ID of every layer, after the OCI image
@@ -142,7 +148,7 @@ func (s *Store) base(ctx context.Context) (*layer, error) {
 		return nil, err
 	}
 	defer sp.close()
-	if err := sp.seal(fs, nil); err != nil {
+	if err := sp.seal(fs, nil, nil); err != nil {
 		return nil, err
 	}
 	l = &layer{Version: 1, Format: ext4.FormatVersion, Dir: s.baseDir(), CID: contentID(s.baseDir()), Depth: 2, Bytes: s.bytes, Extent: sp.size}
@@ -178,6 +184,10 @@ func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, par
 		return err
 	}
 	return s.files.Put(ctx, path.Join(dir, extentFile), sp.reader(tell), sp.size)
+}
+
+func (s *Store) putRecord(ctx context.Context, dir string, r *recorder) error {
+	return s.files.Put(ctx, path.Join(dir, recordFile), r.reader(), r.size)
 }
 
 func (s *Store) put(ctx context.Context, p string, b []byte) error {

@@ -107,7 +107,7 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 		cancel(nil)
 		for _, r := range results {
 			if u := <-r; u != nil {
-				u.spool.close()
+				u.close()
 			}
 		}
 	}()
@@ -124,7 +124,7 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 			return nil, context.Cause(ctx)
 		}
 		parent, fs, err = s.add(ctx, parent, fs, u, f, chain, i, t)
-		u.spool.close()
+		u.close()
 		if err != nil {
 			return nil, why(ctx, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err))
 		}
@@ -199,7 +199,11 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 	}
 	if u.layer.Entries == 0 { // changes nothing: shares its parent's disk
 		l.Dir, l.CID, l.Depth = parent.Dir, parent.CID, parent.Depth
-		l, err := s.publish(ctx, l, func(context.Context, string) error { return nil })
+		if err := u.record.finish(); err != nil {
+			return nil, nil, err
+		}
+		u.record.describe(l)
+		l, err := s.publish(ctx, l, func(ctx context.Context, tmp string) error { return s.putRecord(ctx, tmp, u.record) })
 		t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
 		return l, fs, err
 	}
@@ -213,7 +217,7 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		}
 	}
 	t.tell(id, "apply", 0, 0)
-	if err := u.spool.seal(fs, u.layer); err != nil {
+	if err := u.spool.seal(fs, u.layer, u.record); err != nil {
 		var full *ext4.NoSpaceError
 		if errors.As(err, &full) {
 			err = fault.As(vic.ErrNoSpace, fmt.Errorf("%w; open the image store with more Bytes", err))
@@ -225,8 +229,12 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		return nil, nil, err
 	}
 	l.Extent, l.Index = u.spool.size, int64(len(index))
+	u.record.describe(l)
 	t.tell(id, "upload", 0, l.Extent)
 	l, err = s.publish(ctx, l, func(ctx context.Context, tmp string) error {
+		if err := s.putRecord(ctx, tmp, u.record); err != nil {
+			return err
+		}
 		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index,
 			func(n int64) { t.tell(id, "upload", n, u.spool.size) })
 	})
