@@ -25,7 +25,7 @@ const (
 	extentFile = "layer-delta.vmdk"
 	indexFile  = "index"
 
-	documentLimit = 16 << 20
+	documentLimit = 64 << 20
 	indexLimit    = 1 << 30
 )
 

@@ -37,13 +37,14 @@ func (s *Store) Pull(ctx context.Context, src Source, name string, o *PullOption
 	if o == nil {
 		o = &PullOptions{}
 	}
-	img, err := s.pull(ctx, src, name, &teller{f: o.Progress})
+	img, err := s.pull(ctx, src, name, &teller{op: op, f: o.Progress})
 	return img, fault.Wrap(op, vic.Ref{Kind: "image", Name: name}, err)
 }
 
 // teller serialises progress and ends it.
 type teller struct {
 	mu     sync.Mutex
+	op     string
 	f      func(vic.Event)
 	closed bool
 }
@@ -52,7 +53,7 @@ func (t *teller) tell(id, phase string, done, total int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.f != nil && !t.closed {
-		t.f(vic.Event{Op: "pull", ID: id, Phase: phase, Done: done, Total: total, Time: time.Now()})
+		t.f(vic.Event{Op: t.op, ID: id, Phase: phase, Done: done, Total: total, Time: time.Now()})
 	}
 }
 
@@ -76,14 +77,11 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
-	doc := imageDoc{Version: 1, Manifest: f.manifest, Config: f.config, Layers: f.layers, Dir: top.Dir, Bytes: top.Bytes, Pulled: time.Now().UTC()}
-	if err := s.writeJSON(ctx, doc, "images", imageFile(f.manifest)); err != nil {
+	doc, err := s.enter(ctx, f, top, repositoryOf(name), nil)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.writeJSON(ctx, nameDoc{Version: 2, Name: name, Manifest: f.manifest, Image: &doc}, "names", nameFile(name)); err != nil {
-		return nil, err
-	}
-	return &Image{name: name, doc: doc, root: s.disk(top)}, nil
+	return s.name(ctx, name, doc)
 }
 
 // layers makes sure that every layer of an image is in the store and returns
