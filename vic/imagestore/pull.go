@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/vicsdk/vic-go/internal/ext4"
@@ -69,7 +68,7 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
-	f, err := describeImage(ctx, src, ref, ocispec.Platform{OS: "linux", Architecture: "amd64"})
+	f, err := describeImage(ctx, src, ref, platform)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -404,5 +405,7 @@ func (s *Store) openDisk(ctx context.Context, d vic.Disk) (*chain.Disk, error) {
 	if _, own := s.files.Datastore(); name != own {
 		return nil, fault.Of(vic.ErrUnsupported, "disk %s is not on the image store's datastore %q", d.Path, own)
 	}
-	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) { return s.files.OpenFile(ctx, p) })
+	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
+		return s.files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+	})
 }

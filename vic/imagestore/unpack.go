@@ -76,7 +76,7 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 	defer closeR()
 	tar := readAhead(plainR)
 	defer tar.close()
-	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: 2*s.bytes + 1<<30, ctx: ctx.Err}
+	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: s.layerLimit(), ctx: ctx.Err}
 	l, err := ext4.ReadLayerWith(diff, u.spool.w, ext4.Limits{}, &ext4.ReadOptions{Frame: u.record})
 	if err != nil {
 		return nil, content(ahead.cause(err))
@@ -93,6 +93,9 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 	}
 	return l, blob.finish("digest")
 }
+
+// layerLimit bounds the tar of a layer.
+func (s *Store) layerLimit() int64 { return 2*s.bytes + 1<<30 }
 
 // content says of an error that the layer's content is to blame, unless it is
 // another's: the network's, the temporary file's, the caller's.
