@@ -82,6 +82,9 @@ func (fs *FS) apply(l *Layer, o *ApplyOptions) ([]Extent, error) {
 			return nil, fmt.Errorf("ext4: apply: %w", err)
 		}
 	}
+	if o.Contents != nil {
+		a.made = make([]*inode, len(l.ops))
+	}
 	for i := range l.ops {
 		if err := a.do(i, &l.ops[i]); err != nil {
 			return nil, fmt.Errorf("ext4: apply %s: %w", quote(l.ops[i].name), err)
@@ -90,6 +93,11 @@ func (fs *FS) apply(l *Layer, o *ApplyOptions) ([]Extent, error) {
 	out, err := a.bind()
 	if err != nil {
 		return nil, fmt.Errorf("ext4: apply: %w", err)
+	}
+	if o.Contents != nil {
+		if err := a.contents(l.ops, o.Contents); err != nil {
+			return nil, fmt.Errorf("ext4: apply: %w", err)
+		}
 	}
 	return out, nil
 }
@@ -106,6 +114,7 @@ type applier struct {
 	fresh    []*inode       // files with contents of this layer
 	equal    map[int]*inode // by number of the entry: what has the same contents
 	heirs    []heir
+	made     []*inode // by number of the entry: the file that it became; nil if nobody asks
 }
 
 // parent finds the directory that holds a name, and the name in it.
@@ -275,6 +284,7 @@ func (a *applier) put(d *directory, base string, i int, o *op) error {
 	if old != nil && a.unchanged(i, o, old.in) {
 		if old.in.nlink == 1 {
 			old.step = a.fs.step
+			a.note(i, old.in)
 			return a.fs.setAttrs(old.in, o.typ, o.attrs)
 		}
 		if o.typ == modeRegular {
@@ -289,6 +299,7 @@ func (a *applier) put(d *directory, base string, i int, o *op) error {
 	if err != nil {
 		return err
 	}
+	a.note(i, in)
 	if from != nil {
 		a.heirs = append(a.heirs, heir{in, from})
 	}

@@ -77,6 +77,7 @@ type op struct {
 	typ          uint16
 	attrs        attrs
 	size         int64
+	framed       bool // its contents were told to a Frame
 	major, minor uint32
 	extents      []extent // phys is relative to the layer
 }
@@ -96,19 +97,23 @@ const (
 //
 // An error names the entry that is at fault.
 func ReadLayer(r io.Reader, data io.Writer, lim Limits) (*Layer, error) {
-	return readTar(r, data, lim, false)
+	return readTar(r, data, lim, false, nil)
 }
 
 // ReadArchive is [ReadLayer] for a tar that is no layer: names that start with ".wh." are names
 // like others, and a directory that is there keeps extended attributes that the tar does not name.
 func ReadArchive(r io.Reader, data io.Writer, lim Limits) (*Layer, error) {
-	return readTar(r, data, lim, true)
+	return readTar(r, data, lim, true, nil)
 }
 
-func readTar(r io.Reader, data io.Writer, lim Limits, plain bool) (*Layer, error) {
+func readTar(r io.Reader, data io.Writer, lim Limits, plain bool, frame Frame) (*Layer, error) {
 	lim.defaults()
 	lr := layerReader{lim: lim, plain: plain, out: blockWriter{w: data, buf: make([]byte, 0, 1<<20)}, layer: &Layer{plain: plain}}
-	br := bufio.NewReaderSize(r, 256<<10)
+	var br io.Reader = bufio.NewReaderSize(r, 256<<10)
+	if frame != nil {
+		lr.framed = &framed{r: br, frame: frame}
+		br = lr.framed
+	}
 	tr := tar.NewReader(br)
 	for {
 		h, err := tr.Next()
@@ -143,6 +148,7 @@ func quote(name string) string {
 type layerReader struct {
 	lim    Limits
 	plain  bool
+	framed *framed // nil without a Frame
 	out    blockWriter
 	layer  *Layer
 	meta   int64
@@ -297,6 +303,13 @@ func (lr *layerReader) contents(o *op, h *tar.Header, r io.Reader) error {
 		}
 	}
 	lr.layer.Bytes += o.size
+	if lr.framed != nil && o.size > 0 && !isSparse(h) {
+		if err := lr.framed.enter(o.size); err != nil {
+			return err
+		}
+		defer lr.framed.leave()
+		o.framed = true
+	}
 	var err error
 	o.extents, err = lr.out.store(r, o.size)
 	if err == nil {

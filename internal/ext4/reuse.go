@@ -23,6 +23,10 @@ type ApplyOptions struct {
 	// Dir is the directory of the image's tree in which names of the layer start; "" is the
 	// root. It must exist. Symlinks in it are followed inside the root.
 	Dir string
+	// Contents, if set, is called when all of a layer that was read by [ReadLayerWith] is applied:
+	// once for each call of [Frame.Contents], in their order. An error ends it; the model is of no
+	// use then.
+	Contents func(Contents) error
 }
 
 // pair is a file of the layer and the file that has its path.

@@ -26,6 +26,8 @@ type imageDoc struct {
 	Dir      string               `json:"dir"` // of the top layer
 	Bytes    int64                `json:"bytes"`
 	Pulled   time.Time            `json:"pulled"`
+	// Original is nil in a name's copy and in what older releases wrote.
+	Original *original `json:"original,omitempty"`
 }
 
 // nameDoc is what names/HASH.json says. It has the image's record in it, so
@@ -107,6 +109,18 @@ func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
 	}
 	return s.files.WriteFile(ctx, s.path(elem...), b)
 }
+
+// readImage reads an image's record by the digest of its manifest.
+func (s *Store) readImage(ctx context.Context, d digest.Digest) (*imageDoc, error) {
+	doc := &imageDoc{}
+	err := s.readJSON(ctx, doc, "images", imageFile(d))
+	if err == nil && (doc.Version != 1 || doc.Manifest != d) {
+		err = fault.Of(vic.ErrInvalid, "the record of image %s is damaged", d)
+	}
+	return doc, err
+}
+
+func (s *Store) now() time.Time { return time.Now().UTC() }
 
 // Image opens an image by the name it was pulled by. One that is not in the
 // store is vic.ErrNotFound.

@@ -26,7 +26,7 @@ const (
 	extentFile = "layer-delta.vmdk"
 	indexFile  = "index"
 
-	documentLimit = 16 << 20
+	documentLimit = 64 << 20
 	indexLimit    = 1 << 30
 )
 
@@ -51,6 +51,12 @@ type layer struct {
 	Bytes  int64 `json:"bytes"`
 	Extent int64 `json:"extent"`
 	Index  int64 `json:"index,omitempty"`
+	// Tar is the size of the tar that the layer was made from; Record is the
+	// size of the file that it comes out again with, and Places the length of
+	// its first part. All are 0 in what a release before wrote.
+	Tar    int64 `json:"tar,omitempty"`
+	Record int64 `json:"record,omitempty"`
+	Places int64 `json:"places,omitempty"`
 }
 
 // chainIDs gives the chain ID of every layer, after the OCI image
@@ -127,25 +133,18 @@ func (s *Store) disk(l *layer) vic.Disk {
 	return vic.Disk{Path: s.files.Path(s.path("layers", l.Dir, diskFile)), Bytes: l.Bytes}
 }
 
-// openDisk opens a layer's disk with its parents, for reading until ctx ends.
-func (s *Store) openDisk(ctx context.Context, dir string) (*chain.Disk, error) {
-	return chain.Open(ctx, s.path("layers", dir, diskFile), func(ctx context.Context, p string) (chain.File, error) {
-		return s.files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
-	})
-}
-
 // below is a layer's disk that is opened when it is first read. Most layers
 // need nothing of what is below them.
 type below struct {
 	ctx  context.Context
 	s    *Store
-	dir  string
+	at   vic.Disk
 	disk *chain.Disk
 }
 
 func (b *below) ReadAt(p []byte, off int64) (int, error) {
 	if b.disk == nil {
-		d, err := b.s.openDisk(b.ctx, b.dir)
+		d, err := b.s.openDisk(b.ctx, b.at)
 		if err != nil {
 			return 0, fmt.Errorf("open the layer below: %w", err)
 		}
@@ -176,7 +175,7 @@ func (s *Store) base(ctx context.Context) (*layer, error) {
 		return nil, err
 	}
 	defer sp.close()
-	if err := sp.seal(fs, nil, nil); err != nil {
+	if err := sp.seal(fs, nil, nil, nil); err != nil {
 		return nil, err
 	}
 	l = &layer{Version: 1, Format: ext4.FormatVersion, Dir: s.baseDir(), CID: contentID(s.baseDir()), Depth: 2, Bytes: s.bytes, Extent: sp.size}
@@ -212,6 +211,10 @@ func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, par
 		return err
 	}
 	return s.files.Put(ctx, path.Join(dir, extentFile), sp.reader(tell), sp.size)
+}
+
+func (s *Store) putRecord(ctx context.Context, dir string, r *recorder) error {
+	return s.files.Put(ctx, path.Join(dir, recordFile), r.reader(), r.size)
 }
 
 func (s *Store) put(ctx context.Context, p string, b []byte) error {

@@ -28,6 +28,7 @@ const (
 	dockerList         = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 	dockerLayer        = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	dockerPlainLayer   = "application/vnd.docker.image.rootfs.diff.tar"
 	dockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 	dockerSchema1      = "application/vnd.docker.distribution.manifest.v1"
 )
@@ -40,9 +41,12 @@ const (
 
 // found is an image as a registry describes it.
 type found struct {
-	manifest digest.Digest
-	layers   []ocispec.Descriptor
-	config   ocispec.Image
+	manifest    digest.Digest
+	mediaType   string // of the manifest
+	layers      []ocispec.Descriptor
+	config      ocispec.Image
+	rawManifest []byte
+	rawConfig   []byte
 }
 
 // reference cuts a name such as registry/repository:tag@digest into what a
@@ -88,7 +92,7 @@ func describeImage(ctx context.Context, src Source, ref string, want ocispec.Pla
 // choose picks the platform's manifest out of an index.
 func choose(ctx context.Context, src Source, d ocispec.Descriptor, want ocispec.Platform) (ocispec.Descriptor, error) {
 	var idx ocispec.Index
-	if err := fetchJSON(ctx, src, d, manifestLimit, &idx); err != nil {
+	if _, err := fetchJSON(ctx, src, d, manifestLimit, &idx); err != nil {
 		return d, err
 	}
 	var have []string
@@ -110,7 +114,8 @@ func choose(ctx context.Context, src Source, d ocispec.Descriptor, want ocispec.
 
 func readManifest(ctx context.Context, src Source, d ocispec.Descriptor, want ocispec.Platform) (*found, error) {
 	var m ocispec.Manifest
-	if err := fetchJSON(ctx, src, d, manifestLimit, &m); err != nil {
+	raw, err := fetchJSON(ctx, src, d, manifestLimit, &m)
+	if err != nil {
 		return nil, err
 	}
 	switch m.Config.MediaType {
@@ -118,8 +123,8 @@ func readManifest(ctx context.Context, src Source, d ocispec.Descriptor, want oc
 	default:
 		return nil, fault.Of(vic.ErrUnsupported, "the manifest is no image's: its configuration is of media type %q", m.Config.MediaType)
 	}
-	f := &found{manifest: d.Digest, layers: m.Layers}
-	if err := fetchJSON(ctx, src, m.Config, configLimit, &f.config); err != nil {
+	f := &found{manifest: d.Digest, mediaType: d.MediaType, layers: m.Layers, rawManifest: raw}
+	if f.rawConfig, err = fetchJSON(ctx, src, m.Config, configLimit, &f.config); err != nil {
 		return nil, err
 	}
 	c := &f.config
@@ -171,7 +176,7 @@ const (
 // themselves decide in the end: registries hold layers whose type lies.
 func compressionOf(mediaType string) (compression, error) {
 	switch mediaType {
-	case ocispec.MediaTypeImageLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
+	case ocispec.MediaTypeImageLayer, dockerPlainLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
 		return plain, nil
 	case ocispec.MediaTypeImageLayerGzip, dockerLayer, dockerForeignLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip":
 		return gzipped, nil
@@ -181,28 +186,29 @@ func compressionOf(mediaType string) (compression, error) {
 	return 0, fault.Of(vic.ErrUnsupported, "media type %q is no filesystem layer", mediaType)
 }
 
-// fetchJSON reads a small document, verified by size and digest.
-func fetchJSON(ctx context.Context, src Source, d ocispec.Descriptor, limit int64, v any) error {
+// fetchJSON reads a small document, verified by size and digest, and returns
+// its bytes, too.
+func fetchJSON(ctx context.Context, src Source, d ocispec.Descriptor, limit int64, v any) ([]byte, error) {
 	if err := checkDescriptor(d); err != nil {
-		return err
+		return nil, err
 	}
 	if d.Size > limit {
-		return fault.Of(vic.ErrInvalid, "%s is %d bytes; at most %d are taken for a %s", d.Digest, d.Size, limit, d.MediaType)
+		return nil, fault.Of(vic.ErrInvalid, "%s is %d bytes; at most %d are taken for a %s", d.Digest, d.Size, limit, d.MediaType)
 	}
 	r, err := src.Fetch(ctx, d)
 	if err != nil {
-		return fmt.Errorf("fetch %s: %w", d.Digest, err)
+		return nil, fmt.Errorf("fetch %s: %w", d.Digest, err)
 	}
 	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, d.Size+1))
 	if err != nil {
-		return fmt.Errorf("fetch %s: %w", d.Digest, err)
+		return nil, fmt.Errorf("fetch %s: %w", d.Digest, err)
 	}
 	if int64(len(b)) != d.Size || d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return fault.Of(vic.ErrInvalid, "the registry sent something else than %s", d.Digest)
+		return nil, fault.Of(vic.ErrInvalid, "the registry sent something else than %s", d.Digest)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return fault.Of(vic.ErrInvalid, "%s: %v", d.Digest, err)
+		return nil, fault.Of(vic.ErrInvalid, "%s: %v", d.Digest, err)
 	}
-	return nil
+	return b, nil
 }

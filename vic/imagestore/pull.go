@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/vicsdk/vic-go/internal/ext4"
@@ -37,13 +36,14 @@ func (s *Store) Pull(ctx context.Context, src Source, name string, o *PullOption
 	if o == nil {
 		o = &PullOptions{}
 	}
-	img, err := s.pull(ctx, src, name, &teller{f: o.Progress})
+	img, err := s.pull(ctx, src, name, &teller{op: op, f: o.Progress})
 	return img, fault.Wrap(op, vic.Ref{Kind: "image", Name: name}, err)
 }
 
 // teller serialises progress and ends it.
 type teller struct {
 	mu     sync.Mutex
+	op     string
 	f      func(vic.Event)
 	closed bool
 }
@@ -52,7 +52,7 @@ func (t *teller) tell(id, phase string, done, total int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.f != nil && !t.closed {
-		t.f(vic.Event{Op: "pull", ID: id, Phase: phase, Done: done, Total: total, Time: time.Now()})
+		t.f(vic.Event{Op: t.op, ID: id, Phase: phase, Done: done, Total: total, Time: time.Now()})
 	}
 }
 
@@ -68,7 +68,7 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
-	f, err := describeImage(ctx, src, ref, ocispec.Platform{OS: "linux", Architecture: "amd64"})
+	f, err := describeImage(ctx, src, ref, platform)
 	if err != nil {
 		return nil, err
 	}
@@ -76,14 +76,11 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
-	doc := imageDoc{Version: 1, Manifest: f.manifest, Config: f.config, Layers: f.layers, Dir: top.Dir, Bytes: top.Bytes, Pulled: time.Now().UTC()}
-	if err := s.writeJSON(ctx, doc, "images", imageFile(f.manifest)); err != nil {
+	doc, err := s.enter(ctx, f, top, repositoryOf(name), nil)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.writeJSON(ctx, nameDoc{Version: 2, Name: name, Manifest: f.manifest, Image: &doc}, "names", nameFile(name)); err != nil {
-		return nil, err
-	}
-	return &Image{name: name, doc: doc, root: s.disk(top)}, nil
+	return s.name(ctx, name, doc)
 }
 
 // layers makes sure that every layer of an image is in the store and returns
@@ -107,7 +104,7 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 		cancel(nil)
 		for _, r := range results {
 			if u := <-r; u != nil {
-				u.spool.close()
+				u.close()
 			}
 		}
 	}()
@@ -124,7 +121,7 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 			return nil, context.Cause(ctx)
 		}
 		parent, fs, err = s.add(ctx, parent, fs, u, f, chain, i, t)
-		u.spool.close()
+		u.close()
 		if err != nil {
 			return nil, why(ctx, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err))
 		}
@@ -199,7 +196,11 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 	}
 	if u.layer.Entries == 0 { // changes nothing: shares its parent's disk
 		l.Dir, l.CID, l.Depth = parent.Dir, parent.CID, parent.Depth
-		l, err := s.publish(ctx, l, func(context.Context, string) error { return nil })
+		if err := u.record.finish(); err != nil {
+			return nil, nil, err
+		}
+		u.record.describe(l)
+		l, err := s.publish(ctx, l, func(ctx context.Context, tmp string) error { return s.putRecord(ctx, tmp, u.record) })
 		t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
 		return l, fs, err
 	}
@@ -213,9 +214,9 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		}
 	}
 	t.tell(id, "apply", 0, 0)
-	under := &below{ctx: ctx, s: s, dir: parent.Dir}
+	under := &below{ctx: ctx, s: s, at: s.disk(parent)}
 	defer under.close()
-	if err := u.spool.seal(fs, u.layer, under); err != nil {
+	if err := u.spool.seal(fs, u.layer, u.record, under); err != nil {
 		var full *ext4.NoSpaceError
 		if errors.As(err, &full) {
 			err = fault.As(vic.ErrNoSpace, fmt.Errorf("%w; open the image store with more Bytes", err))
@@ -227,8 +228,12 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		return nil, nil, err
 	}
 	l.Extent, l.Index = u.spool.size, int64(len(index))
+	u.record.describe(l)
 	t.tell(id, "upload", 0, l.Extent)
 	l, err = s.publish(ctx, l, func(ctx context.Context, tmp string) error {
+		if err := s.putRecord(ctx, tmp, u.record); err != nil {
+			return err
+		}
 		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index,
 			func(n int64) { t.tell(id, "upload", n, u.spool.size) })
 	})

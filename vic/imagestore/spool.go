@@ -1,7 +1,6 @@
 package imagestore
 
 import (
-	"fmt"
 	"io"
 	"os"
 
@@ -20,13 +19,9 @@ type spool struct {
 }
 
 func newSpool(dir string, bytes int64) (*spool, error) {
-	f, err := os.CreateTemp(dir, "vic-layer-*")
+	f, err := tempFile(dir, "layer")
 	if err != nil {
-		return nil, fmt.Errorf("temporary file for a layer: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("temporary file for a layer: %w", err)
+		return nil, err
 	}
 	w, err := vmdk.NewLayerWriter(f, bytes)
 	if err != nil {
@@ -37,11 +32,18 @@ func newSpool(dir string, bytes int64) (*spool, error) {
 }
 
 // seal binds the file contents, adds the metadata that the layer touched, and
-// completes the extent. l is nil for a layer without a tar; parent is the disk
-// below, of which files are taken over that the layer has again.
-func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, parent io.ReaderAt) error {
+// completes the extent and the layer's record. l and r are nil for a layer
+// without a tar; parent is the disk below, of which files are taken over that
+// the layer has again.
+func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, parent io.ReaderAt) error {
 	if l != nil {
-		extents, err := fs.ApplyWith(l, &ext4.ApplyOptions{Spool: s.w.Data(), Parent: parent})
+		extents, err := fs.ApplyWith(l, &ext4.ApplyOptions{
+			Spool: s.w.Data(), Parent: parent,
+			Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) },
+		})
+		if err == nil {
+			err = r.finish()
+		}
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@
 //	layers/NAME/layer.json        what the layer is; NAME is a chain ID or base-…
 //	layers/NAME/layer.vmdk        descriptor, with layer-delta.vmdk as its extent
 //	layers/NAME/index             the filesystem's metadata after this layer
+//	layers/NAME/tar.zst           with the disk, the tar that the layer was made from
 //	images/DIGEST.json            an image, by the digest of its manifest
 //	names/HASH.json               a name and the image it stands for, whole
 //

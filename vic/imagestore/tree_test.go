@@ -216,3 +216,16 @@ func command(t *testing.T, name string, args ...string) string {
 	}
 	return string(out)
 }
+
+func latest(index []byte) (ocispec.Descriptor, error) {
+	var idx ocispec.Index
+	if err := json.Unmarshal(index, &idx); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	for _, d := range idx.Manifests {
+		if d.Annotations[ocispec.AnnotationRefName] == "latest" {
+			return d, nil
+		}
+	}
+	return ocispec.Descriptor{}, os.ErrNotExist
+}

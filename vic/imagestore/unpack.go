@@ -24,12 +24,19 @@ import (
 // unpacked is a layer whose contents lie in a spool and whose place in the
 // filesystem is not known yet.
 type unpacked struct {
-	layer *ext4.Layer
-	spool *spool
+	layer  *ext4.Layer
+	spool  *spool
+	record *recorder
+}
+
+func (u *unpacked) close() {
+	u.spool.close()
+	u.record.close()
 }
 
 // unpack downloads a layer and unpacks it while it comes, verified by its
-// digest and its diff ID. Nothing of the compressed form is kept.
+// digest and its diff ID. Nothing of the compressed form is kept; the record says
+// what the plain one was.
 func (s *Store) unpack(ctx context.Context, src Source, d ocispec.Descriptor, diffID digest.Digest, tell func(done int64)) (*unpacked, error) {
 	body, err := src.Fetch(ctx, d)
 	if err != nil {
@@ -40,15 +47,23 @@ func (s *Store) unpack(ctx context.Context, src Source, d ocispec.Descriptor, di
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.convert(ctx, body, d, diffID, sp, tell)
+	rec, err := newRecorder(s.tempDir)
 	if err != nil {
 		sp.close()
 		return nil, err
 	}
-	return &unpacked{l, sp}, nil
+	u := &unpacked{spool: sp, record: rec}
+	if u.layer, err = s.convert(ctx, body, d, diffID, u, tell); err == nil {
+		err = rec.cut()
+	}
+	if err != nil {
+		u.close()
+		return nil, err
+	}
+	return u, nil
 }
 
-func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descriptor, diffID digest.Digest, sp *spool, tell func(int64)) (*ext4.Layer, error) {
+func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descriptor, diffID digest.Digest, u *unpacked, tell func(int64)) (*ext4.Layer, error) {
 	blob := &verifier{r: body, want: d.Digest, h: d.Digest.Algorithm().Hash(), size: d.Size, ctx: ctx.Err, tell: tell}
 	// Three stages run side by side: reading and hashing the blob,
 	// decompressing, and hashing and applying what comes out.
@@ -61,8 +76,8 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 	defer closeR()
 	tar := readAhead(plainR)
 	defer tar.close()
-	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: 2*s.bytes + 1<<30, ctx: ctx.Err}
-	l, err := ext4.ReadLayer(diff, sp.w, ext4.Limits{})
+	diff := &verifier{r: tar, want: diffID, h: digest.SHA256.Hash(), size: -1, limit: s.layerLimit(), ctx: ctx.Err}
+	l, err := ext4.ReadLayerWith(diff, u.spool.w, ext4.Limits{}, &ext4.ReadOptions{Frame: u.record})
 	if err != nil {
 		return nil, content(ahead.cause(err))
 	}
@@ -78,6 +93,9 @@ func (s *Store) convert(ctx context.Context, body io.Reader, d ocispec.Descripto
 	}
 	return l, blob.finish("digest")
 }
+
+// layerLimit bounds the tar of a layer.
+func (s *Store) layerLimit() int64 { return 2*s.bytes + 1<<30 }
 
 // content says of an error that the layer's content is to blame, unless it is
 // another's: the network's, the temporary file's, the caller's.

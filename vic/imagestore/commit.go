@@ -1,0 +1,234 @@
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/vicsdk/vic-go/internal/chain"
+	"github.com/vicsdk/vic-go/internal/ext4"
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// CommitOptions are the details of a commit; nil means none.
+type CommitOptions struct {
+	ConfigOptions
+	// Base is the name of the image that the disk is a child of. It says whose
+	// configuration is taken where several images have the same layers; a name
+	// that stands for another image by now is passed over.
+	Base string
+	// Sparse keeps the holes of files that have at least 1 MiB of them, in
+	// GNU's sparse format 1.0, which not every tool reads. Without it holes
+	// are zeroes.
+	Sparse bool
+	// Check, if set, is called when the disk has been read and before anything
+	// is made of it. Its error ends the commit. It is how a caller makes sure
+	// that nobody wrote to the disk meanwhile.
+	Check func(ctx context.Context) error
+	// Progress hears of the new layer as it does of a pull's.
+	Progress func(vic.Event)
+}
+
+// rootDir is where a filesystem has the image's tree.
+const rootDir = "/" + ext4.RootDir
+
+// Commit makes an image of a container's root disk: the image that the disk is a
+// child of, with a layer of what differs in the container's tree, and under the
+// name, which must end in a tag. Where nothing differs there is no new layer.
+// The layer is converted as one that is pulled.
+//
+// The disk must not be written to meanwhile. One that is no child of an image of
+// this store is vic.ErrInvalid.
+func (s *Store) Commit(ctx context.Context, disk vic.Disk, name string, o *CommitOptions) (*Image, error) {
+	const op = "commit"
+	if o == nil {
+		o = &CommitOptions{}
+	}
+	t := &teller{op: op, f: o.Progress}
+	defer t.close()
+	img, err := s.commit(ctx, disk, name, o, t)
+	return img, fault.Wrap(op, vic.Ref{Kind: "disk", ID: disk.Path}, err)
+}
+
+func (s *Store) commit(ctx context.Context, disk vic.Disk, name string, o *CommitOptions, t *teller) (*Image, error) {
+	if err := checkTagged(name); err != nil {
+		return nil, err
+	}
+	// Wrong options are found before the disk is read.
+	if _, err := o.derive(nil, ""); err != nil {
+		return nil, err
+	}
+	c, err := s.openDisk(ctx, disk)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	dir, depth, err := s.imageLink(c)
+	if err != nil {
+		return nil, err
+	}
+	base, err := s.baseOf(ctx, dir, o.Base)
+	if err != nil {
+		return nil, err
+	}
+	docker := base.Original.MediaType == dockerManifest
+	t.tell(name, "pack", 0, 0)
+	p, diffID, size, err := s.packTar(Gzip, docker, func(w io.Writer) error { return s.diff(ctx, c, dir, depth, w, o.Sparse) })
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	if o.Check != nil {
+		if err := o.Check(ctx); err != nil {
+			return nil, err
+		}
+	}
+	stage := newStaged()
+	layers := slices.Clone(base.Layers)
+	if size == emptyTar {
+		diffID = ""
+	} else {
+		stage.blobs[p.desc.Digest] = p
+		layers = append(layers, p.desc)
+	}
+	config, err := o.derive(base.Original.Config, diffID)
+	if err != nil {
+		return nil, err
+	}
+	if err := stage.manifest(docker, config, layers); err != nil {
+		return nil, err
+	}
+	return s.adopt(ctx, stage, name, base.Original.Blobs, t)
+}
+
+// emptyTar is the size of a tar without entries.
+const emptyTar = 1024
+
+// imageLink finds the first link of a chain that is an image's, and tells the
+// directory it lies in.
+func (s *Store) imageLink(c *chain.Disk) (dir string, depth int, err error) {
+	for i, l := range c.Links() {
+		p := strings.TrimPrefix(l.Path, "/")
+		if path.Base(p) == diskFile && path.Dir(path.Dir(p)) == s.path("layers") {
+			if i == 0 {
+				return "", 0, fault.Of(vic.ErrInvalid, "it is an image's own disk, not a child of one")
+			}
+			return path.Base(path.Dir(p)), i, nil
+		}
+	}
+	return "", 0, fault.Of(vic.ErrInvalid, "it is not a child of a disk of %s", s.files.Path(s.dir))
+}
+
+// diff writes the layer that makes the tree of a disk out of that of the image's
+// disk, which is link number depth of its chain.
+func (s *Store) diff(ctx context.Context, c *chain.Disk, dir string, depth int, w io.Writer, sparse bool) error {
+	o := &ext4.DiffOptions{}
+	lower := c.Parent()
+	if depth == 1 {
+		err := c.TopRuns(func(off, n int64) error {
+			o.Changed = append(o.Changed, ext4.Range{Off: off, N: n})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	} else { // by snapshots there are several disks above the image's
+		d, err := s.openDisk(ctx, s.disk(&layer{Dir: dir}))
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		lower = d
+	}
+	var trees [2]*ext4.Reader
+	for i, d := range []*chain.Disk{lower, c} {
+		r, err := ext4.Open(d, d.Size())
+		if err == nil {
+			trees[i], err = r.Sub(rootDir)
+		}
+		if err != nil {
+			return fmt.Errorf("the filesystem of %s: %w", [...]string{"the image", "the container"}[i], err)
+		}
+	}
+	o.Skip = func(name string) bool { return placeholder(trees[0], trees[1], name) }
+	return ext4.DiffTar(&whileContext{ctx, w}, trees[0], trees[1], o, &ext4.TarOptions{Sparse: sparse})
+}
+
+// placeholder says of a file that it is one of those that guests make to mount
+// their own over, and that nobody wrote to since.
+func placeholder(lower, upper *ext4.Reader, name string) bool {
+	switch name {
+	case "etc/hostname", "etc/hosts", "etc/resolv.conf":
+	default:
+		return false
+	}
+	if _, err := lower.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	info, err := upper.Lstat(name)
+	return err == nil && info.Mode.IsRegular() && info.Size == 0
+}
+
+// whileContext ends a long writing with its context.
+type whileContext struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (w *whileContext) Write(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.w.Write(p)
+}
+
+// baseOf finds the image whose top disk is in a directory.
+func (s *Store) baseOf(ctx context.Context, dir, name string) (*imageDoc, error) {
+	if name != "" {
+		img, err := s.Image(ctx, name)
+		if err == nil && img.doc.Dir == dir {
+			return s.originalOf(ctx, img)
+		}
+		if err != nil && !errors.Is(err, vic.ErrNotFound) {
+			return nil, err
+		}
+	}
+	es, err := s.files.List(ctx, s.path("images"))
+	if err != nil && !errors.Is(err, vic.ErrNotFound) {
+		return nil, err
+	}
+	var is []*imageDoc
+	var names []string
+	for _, e := range es {
+		hex, ok := strings.CutSuffix(e.Name, ".json")
+		d := digest.NewDigestFromEncoded(digest.SHA256, hex)
+		if e.Dir || !ok || d.Validate() != nil {
+			continue
+		}
+		doc, err := s.readImage(ctx, d)
+		if errors.Is(err, vic.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if doc.Dir == dir {
+			is, names = append(is, doc), append(names, doc.Manifest.String())
+		}
+	}
+	switch len(is) {
+	case 0:
+		return nil, fault.Of(vic.ErrNotFound, "the image that it is a child of is not in the store any more: pull it again (%s)", name)
+	case 1:
+		return s.originalOf(ctx, &Image{doc: *is[0]})
+	}
+	return nil, fault.Of(vic.ErrConflict, "several images have the layers that it is a child of, and none of them is called %q: name one as CommitOptions.Base (%s)", name, strings.Join(names, ", "))
+}
