@@ -114,11 +114,21 @@ func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
 	if err == nil {
 		err = s.files.Move(ctx, tmp, s.path(elem...), true)
 	}
-	if err != nil {
-		dctx, cancel := vsphere.Detached(ctx)
-		defer cancel()
-		_ = s.files.Delete(dctx, tmp)
-		err = s.held.lost(err)
+	return s.unstage(ctx, tmp, err)
+}
+
+// unstage takes back what was staged and, because of err, not published.
+func (s *Store) unstage(ctx context.Context, tmp string, err error) error {
+	if err == nil {
+		return nil
+	}
+	dctx, cancel := vsphere.Detached(ctx)
+	defer cancel()
+	_ = s.files.Delete(dctx, tmp)
+	if errors.Is(err, vic.ErrNotFound) {
+		if e := s.held.check(dctx); e != nil {
+			return e
+		}
 	}
 	return err
 }

@@ -141,14 +141,17 @@ func (s *Store) model(ctx context.Context, l *layer) (*ext4.FS, error) {
 	}
 	p := s.path("layers", l.Dir, indexFile)
 	b, err := s.files.ReadFile(ctx, p, indexLimit)
-	if err != nil {
-		return nil, err
+	var fs *ext4.FS
+	if err == nil {
+		if fs, err = ext4.Unmarshal(b); err == nil {
+			return fs, nil
+		}
+		err = fault.As(vic.ErrInvalid, fmt.Errorf("%s: %w", s.files.Path(p), err))
 	}
-	fs, err := ext4.Unmarshal(b)
-	if err != nil {
-		return nil, fault.As(vic.ErrInvalid, fmt.Errorf("%s: %w", s.files.Path(p), err))
+	if errors.Is(err, vic.ErrNotFound) || errors.Is(err, vic.ErrInvalid) {
+		return s.rebuild(ctx, l, err)
 	}
-	return fs, nil
+	return nil, err
 }
 
 // disk is the layer's disk, for a container to make a child of.

@@ -321,11 +321,11 @@ func newShared() *shared {
 	return &shared{making: map[string]chan struct{}{}, seen: map[string]sighting{}, gc: make(chan struct{}, 1)}
 }
 
-// poll waits a little longer each time, up to a second.
+// poll waits a little longer each time, up to 300 ms.
 type poll struct{ d time.Duration }
 
 func (p *poll) wait(ctx context.Context) error {
-	p.d = min(max(2*p.d, 20*time.Millisecond), time.Second)
+	p.d = min(max(2*p.d, 20*time.Millisecond), 300*time.Millisecond)
 	t := time.NewTimer(p.d)
 	defer t.Stop()
 	select {
