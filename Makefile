@@ -49,8 +49,9 @@ test-short: ## what needs neither QEMU nor root
 bench: setup build ## the performance table
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench
 
-soak: setup build fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees
+soak: setup build fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees, kills
 	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
+	VIC_SOAK=1 go test -v -timeout 60m -run TestKill ./vic/imagestore
 
 fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
 	scripts/fuzz $(FUZZTIME)

@@ -37,7 +37,7 @@ func app() *cli.App {
 		Commands: []*cli.Command{
 			labCommand(), isoCommand(),
 			createCommand(), lsCommand(), deleteCommand(),
-			pullCommand(), imagesCommand(), rmiCommand(),
+			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(),
 			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(),
 		},
 	}

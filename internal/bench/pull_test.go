@@ -42,7 +42,7 @@ func BenchmarkPull(b *testing.B) {
 				b.Fatal(err)
 			}
 			pulls = append(pulls, time.Since(start))
-			if err := e.Engine.DeleteImage(b.Context(), image); err != nil {
+			if _, err := e.Engine.DeleteImage(b.Context(), image, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

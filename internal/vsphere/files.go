@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -198,6 +199,9 @@ type Entry struct {
 	Name string
 	Size int64
 	Dir  bool
+	// Modified is when it was written last, by the clock of the datastore (a
+	// directory: when an entry of it was made, renamed or deleted last).
+	Modified time.Time
 }
 
 // List lists a directory. One that does not exist is fault.ErrNotFound.
@@ -206,11 +210,7 @@ func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
 	if err != nil {
 		return nil, Judge(err)
 	}
-	spec := types.HostDatastoreBrowserSearchSpec{
-		MatchPattern: []string{"*"},
-		Details:      &types.FileQueryFlags{FileType: true, FileSize: true},
-	}
-	t, err := b.SearchDatastore(ctx, f.Path(p), &spec)
+	t, err := b.SearchDatastore(ctx, f.Path(p), searchSpec())
 	if err != nil {
 		return nil, Judge(err)
 	}
@@ -222,13 +222,71 @@ func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
 	if !ok {
 		return nil, fmt.Errorf("list %s: the search gave a %T", f.Path(p), r)
 	}
-	var out []Entry
-	for _, e := range res.File {
-		i := e.GetFileInfo()
-		_, dir := e.(*types.FolderFileInfo)
-		out = append(out, Entry{Name: path.Base(i.Path), Size: i.FileSize, Dir: dir})
+	return entries(res.File), nil
+}
+
+// Tree lists a directory and all below it in one task, by the paths of the
+// directories from p: "" is p itself. One that does not exist is
+// fault.ErrNotFound.
+func (f *Files) Tree(ctx context.Context, p string) (map[string][]Entry, error) {
+	b, err := object.NewDatastore(f.s.Vim, f.datastore).Browser(ctx)
+	if err != nil {
+		return nil, Judge(err)
+	}
+	t, err := b.SearchDatastoreSubFolders(ctx, f.Path(p), searchSpec())
+	if err != nil {
+		return nil, Judge(err)
+	}
+	r, err := WaitResult(ctx, f.s, t.Reference())
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", f.Path(p), err)
+	}
+	res, ok := r.(types.ArrayOfHostDatastoreBrowserSearchResults)
+	if !ok {
+		return nil, fmt.Errorf("list %s: the search gave a %T", f.Path(p), r)
+	}
+	out := map[string][]Entry{}
+	for _, d := range res.HostDatastoreBrowserSearchResults {
+		_, dir, err := SplitPath(d.FolderPath)
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", f.Path(p), err)
+		}
+		rel := strings.TrimPrefix(strings.TrimPrefix(path.Clean(dir), path.Clean(p)), "/")
+		out[rel] = entries(d.File)
 	}
 	return out, nil
+}
+
+func searchSpec() *types.HostDatastoreBrowserSearchSpec {
+	return &types.HostDatastoreBrowserSearchSpec{
+		MatchPattern: []string{"*"},
+		Details:      &types.FileQueryFlags{FileType: true, FileSize: true, Modification: true},
+	}
+}
+
+func entries(files []types.BaseFileInfo) []Entry {
+	var out []Entry
+	for _, e := range files {
+		i := e.GetFileInfo()
+		_, dir := e.(*types.FolderFileInfo)
+		n := Entry{Name: path.Base(i.Path), Size: i.FileSize, Dir: dir}
+		if i.Modification != nil {
+			n.Modified = *i.Modification
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// Stat tells a file's size in bytes. One that does not exist is
+// fault.ErrNotFound.
+func (f *Files) Stat(ctx context.Context, p string) (int64, error) {
+	res, err := f.do(ctx, http.MethodHead, p, nil)
+	if err != nil {
+		return 0, err
+	}
+	res.Body.Close()
+	return res.ContentLength, nil
 }
 
 func (f *Files) dc() *object.Datacenter { return object.NewDatacenter(f.s.Vim, f.datacenter) }

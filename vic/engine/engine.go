@@ -6,6 +6,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/hashicorp/go-multierror"
 
@@ -103,9 +104,13 @@ func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) e
 	}
 	var errs *multierror.Error
 	for _, i := range all {
-		errs = multierror.Append(errs, s.Delete(ctx, i.Name()))
+		_, err := s.Delete(ctx, i.Name(), nil)
+		errs = multierror.Append(errs, err)
 	}
-	return errs.ErrorOrNil()
+	if errs.ErrorOrNil() == nil {
+		_, err = s.Prune(ctx, nil) // those without a name
+	}
+	return errors.Join(errs.ErrorOrNil(), err)
 }
 
 func deleteContainers(ctx context.Context, c *vic.Client, o vic.Owner) error {
@@ -178,14 +183,44 @@ func (e *Engine) Image(ctx context.Context, name string) (*imagestore.Image, err
 	return e.images.Image(ctx, n.String())
 }
 
-// DeleteImage takes a name from the VCH's store, and the image with its last
-// name.
-func (e *Engine) DeleteImage(ctx context.Context, name string) error {
-	n, err := registry.ParseName(name)
-	if err != nil {
-		return err
+// FindImage opens an image of the VCH's store by the name people use, by its
+// digest, or by the beginning of that (see imagestore.Store.Find).
+func (e *Engine) FindImage(ctx context.Context, name string) (*imagestore.Image, error) {
+	img, err := e.Image(ctx, name)
+	if err == nil {
+		return img, nil
 	}
-	return e.images.Delete(ctx, n.String())
+	if !errors.Is(err, vic.ErrNotFound) && !errors.Is(err, vic.ErrInvalid) {
+		return nil, err
+	}
+	// A repository in front of a digest is called by its whole name.
+	id := name
+	if n, e := registry.ParseName(name); e == nil && strings.Contains(name, "@") {
+		id = n.String()
+	}
+	img, e2 := e.images.Find(ctx, id)
+	if errors.Is(e2, vic.ErrNotFound) {
+		return nil, err
+	}
+	return img, e2
+}
+
+// DeleteImage takes a name from the VCH's store, and the image with its last
+// name; or it deletes the image of a digest, or of the beginning of one. What
+// is not there is no error.
+func (e *Engine) DeleteImage(ctx context.Context, name string, o *imagestore.DeleteOptions) (*imagestore.Deleted, error) {
+	img, err := e.FindImage(ctx, name)
+	if errors.Is(err, vic.ErrNotFound) {
+		return &imagestore.Deleted{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// One that was found by name goes by name.
+	if n, err := registry.ParseName(name); err == nil && n.String() == img.Name() {
+		return e.images.Delete(ctx, img.Name(), o)
+	}
+	return e.images.Delete(ctx, img.Digest().String(), o)
 }
 
 // List returns the VCH's containers and what is known of each.

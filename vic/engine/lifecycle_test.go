@@ -94,7 +94,7 @@ func TestDeleteKeepsOtherDisks(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(e.Datastore(), vm.Name())); !errors.Is(err, os.ErrNotExist) || len(after) >= len(before) {
 		t.Errorf("left of the container: %v, files %v", err, after)
 	}
-	if err := e.Engine.DeleteImage(t.Context(), image); err != nil {
+	if _, err := e.Engine.DeleteImage(t.Context(), image, nil); err != nil {
 		t.Errorf("the image is still in use: %v", err)
 	}
 }
@@ -116,7 +116,7 @@ func TestImageDeletedBeside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Engine.DeleteImage(t.Context(), image); err != nil {
+	if _, err := e.Engine.DeleteImage(t.Context(), image, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(names[0], doc, 0o600); err != nil {

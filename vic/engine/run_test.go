@@ -341,7 +341,7 @@ func TestOtherController(t *testing.T) {
 	if err != nil || same.Ref() != vm.Ref() {
 		t.Errorf("the same ID again: %v, %v", same, err)
 	}
-	if err := e.Engine.DeleteImage(ctx, image); !errors.Is(err, vic.ErrInUse) {
+	if _, err := e.Engine.DeleteImage(ctx, image, nil); !errors.Is(err, vic.ErrInUse) {
 		t.Errorf("delete the image in use: %v", err)
 	}
 	if err := engine.DeleteVCH(ctx, e.Client, "test", engine.DeleteOptions{}); !errors.Is(err, vic.ErrInUse) {

@@ -2,7 +2,6 @@ package imagestore
 
 import (
 	"context"
-	"errors"
 	"path"
 	"strings"
 
@@ -16,75 +15,78 @@ import (
 	"github.com/vicsdk/vic-go/vic"
 )
 
+// DeleteOptions are the details of a deletion; nil means none.
+type DeleteOptions struct {
+	// Force takes all names from an image that is asked for by its digest, where
+	// it has several, and the names from one that a container was made from.
+	// Such an image stays, without a name, until the container is gone and
+	// Prune deletes it.
+	Force bool
+}
+
 // Delete takes a name from the store, and with its last name the image and
-// those of its layers that no other image has. An image that a VM's disk is a
-// child of is vic.ErrInUse. A name that is not there is no error.
+// those of its layers that nobody else needs. Instead of a name it takes the
+// digest of an image, or four or more of a digest's first hexadecimal digits,
+// and deletes the image with its name; one that has several is vic.ErrConflict.
+// An image that a container was made from is vic.ErrInUse. What is not there is
+// no error.
 //
-// It must not run beside a Pull of an image that shares layers with this one.
-func (s *Store) Delete(ctx context.Context, name string) error {
+// Pulls may run beside it: what a pull that is under way needs stays.
+func (s *Store) Delete(ctx context.Context, name string, o *DeleteOptions) (*Deleted, error) {
 	const op = "delete image"
 	ref := vic.Ref{Kind: "image", Name: name}
-	img, err := s.Image(ctx, name)
-	if errors.Is(err, vic.ErrNotFound) {
-		return nil
+	if o == nil {
+		o = &DeleteOptions{}
 	}
-	if err != nil {
-		return err
-	}
-	all, err := s.List(ctx)
-	if err != nil {
-		return err
-	}
-	keep := map[string]bool{}
-	last := true
-	for _, o := range all {
-		if o.name == name {
-			continue
+	d, err := s.collect(ctx, func(st *state) (*plan, error) {
+		id, byName, err := st.find(name)
+		if err != nil || id == "" {
+			return nil, err
 		}
-		if o.doc.Manifest == img.doc.Manifest {
-			last = false
+		names := st.namesOf(id)
+		vms := st.containers(id)
+		switch {
+		case byName && len(names) > 1:
+			return &plan{names: []string{name}}, nil
+		case len(vms) > 0 && (!o.Force || len(names) == 0):
+			return nil, fault.Of(vic.ErrInUse, "container %s was made from it: delete that first", vms[0])
+		case len(names) > 1 && !o.Force:
+			return nil, fault.Of(vic.ErrConflict, "it has the names %s: delete those, or force", strings.Join(names, ", "))
+		case len(vms) > 0:
+			return &plan{names: names}, nil
 		}
-		for _, d := range s.dirsOf(&o.doc) {
-			keep[d] = true
-		}
-	}
-	if !last {
-		return fault.Wrap(op, ref, s.files.Delete(ctx, s.path("names", nameFile(name))))
-	}
-	used, err := s.used(ctx)
-	if err != nil {
-		return fault.Wrap(op, ref, err)
-	}
-	if used[img.doc.Dir] {
-		return fault.Wrap(op, ref, fault.Of(vic.ErrInUse, "a VM's disk is a child of it: delete the container first"))
-	}
-	doomed := []string{s.path("names", nameFile(name)), s.path("images", imageFile(img.doc.Manifest))}
-	for _, d := range s.dirsOf(&img.doc) {
-		if !keep[d] && !used[d] {
-			doomed = append(doomed, s.path("layers", d))
-		}
-	}
-	for _, p := range doomed {
-		if err := s.files.Delete(ctx, p); err != nil {
-			return &fault.Error{Op: op, Ref: ref, Err: err, Left: []vic.Ref{{Kind: "file", ID: s.files.Path(p)}}}
-		}
-	}
-	return nil
+		return &plan{names: names, images: map[digest.Digest]bool{id: true}}, nil
+	})
+	return d, fault.Wrap(op, ref, err)
 }
 
-// dirsOf lists the directories an image's chain lies in, top first, so that a
-// deletion that is cut off leaves no layer without its parent.
-func (s *Store) dirsOf(doc *imageDoc) []string {
-	chain := chainIDs(append([]digest.Digest(nil), doc.Config.RootFS.DiffIDs...))
-	var out []string
-	for i := len(chain) - 1; i >= 0; i-- {
-		out = append(out, s.layerDir(chain[i]))
+// find looks an image up by name, else by digest. Nothing found is an empty
+// digest.
+func (st *state) find(name string) (id digest.Digest, byName bool, err error) {
+	if n := st.names[name]; n != nil {
+		return n.Manifest, true, nil
 	}
-	return append(out, s.baseDir())
+	var ids []digest.Digest
+	for d := range st.images {
+		ids = append(ids, d)
+	}
+	id, repo, err := match(name, ids)
+	if id != "" && repo != "" && !inRepository(st.namesOf(id), repo) {
+		id = ""
+	}
+	return id, false, err
 }
 
-// used tells the layer directories that disks of VMs are children of.
-func (s *Store) used(ctx context.Context) (map[string]bool, error) {
+// vmUse is what the disks of VMs stand on.
+type vmUse struct {
+	// dirs are all layer directories that a disk needs.
+	dirs map[string]bool
+	// tops are the VMs by the layer directory that their disk was made on.
+	tops map[string][]string
+}
+
+// vmUse asks vSphere what the VMs of the datacenter use.
+func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
 	v, err := view.NewManager(s.c.Vim()).CreateContainerView(ctx, types.ManagedObjectReference{Type: "Datacenter", Value: s.c.Datacenter().ID}, []string{"VirtualMachine"}, true)
 	if err != nil {
 		return nil, vsphere.Judge(err)
@@ -95,26 +97,33 @@ func (s *Store) used(ctx context.Context) (map[string]bool, error) {
 		_ = v.Destroy(dctx)
 	}()
 	var vms []mo.VirtualMachine
-	if err := v.Retrieve(ctx, []string{"VirtualMachine"}, []string{"config.hardware.device"}, &vms); err != nil {
+	if err := v.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.hardware.device"}, &vms); err != nil {
 		return nil, vsphere.Judge(err)
 	}
 	_, ds := s.files.Datastore()
 	layers := s.path("layers") + "/"
-	out := map[string]bool{}
+	out := &vmUse{dirs: map[string]bool{}, tops: map[string][]string{}}
 	for _, m := range vms {
 		if m.Config == nil {
-			continue
+			return nil, fault.Of(vic.ErrUnavailable, "vSphere does not tell now which disks VM %q has, so nothing can be deleted safely", m.Name)
 		}
 		for _, d := range m.Config.Hardware.Device {
 			disk, ok := d.(*types.VirtualDisk)
 			if !ok {
 				continue
 			}
+			top := true
 			for _, p := range backingChain(disk.Backing) {
 				name, file, err := vsphere.SplitPath(p)
-				if err == nil && name == ds && strings.HasPrefix(file, layers) {
-					out[path.Base(path.Dir(file))] = true
+				if err != nil || name != ds || !strings.HasPrefix(file, layers) {
+					continue
 				}
+				dir := path.Base(path.Dir(file))
+				out.dirs[dir] = true
+				if top {
+					out.tops[dir] = append(out.tops[dir], m.Name)
+				}
+				top = false
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"path"
 	"sort"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 )
 
@@ -107,7 +109,30 @@ func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
 	if err := s.files.MkdirAll(ctx, s.path(elem[:len(elem)-1]...)); err != nil {
 		return err
 	}
-	return s.files.WriteFile(ctx, s.path(elem...), b)
+	if s.held == nil {
+		return s.files.WriteFile(ctx, s.path(elem...), b)
+	}
+	tmp, err := s.held.stage(ctx, path.Join(elem[:len(elem)-1]...), func(tmp string) error { return s.put(ctx, tmp, b) })
+	if err == nil {
+		err = s.files.Move(ctx, tmp, s.path(elem...), true)
+	}
+	return s.unstage(ctx, tmp, err)
+}
+
+// unstage takes back what was staged and, because of err, not published.
+func (s *Store) unstage(ctx context.Context, tmp string, err error) error {
+	if err == nil {
+		return nil
+	}
+	dctx, cancel := vsphere.Detached(ctx)
+	defer cancel()
+	_ = s.files.Delete(dctx, tmp)
+	if errors.Is(err, vic.ErrNotFound) {
+		if e := s.held.check(dctx); e != nil {
+			return e
+		}
+	}
+	return err
 }
 
 // readImage reads an image's record by the digest of its manifest.
@@ -151,11 +176,29 @@ func (s *Store) open(ctx context.Context, n nameDoc) (*Image, error) {
 	} else if err := s.readJSON(ctx, &img.doc, "images", imageFile(n.Manifest)); err != nil {
 		return nil, err
 	}
-	if img.doc.Version != 1 || img.doc.Manifest != n.Manifest || img.doc.Dir == "" || strings.Contains(img.doc.Dir, "/") {
+	if err := img.doc.check(); err != nil {
+		return nil, err
+	}
+	if img.doc.Manifest != n.Manifest {
 		return nil, fault.Of(vic.ErrInvalid, "the record of image %s is damaged", n.Manifest)
 	}
 	img.root = s.disk(&layer{Dir: img.doc.Dir, Bytes: img.doc.Bytes})
 	return img, nil
+}
+
+func (d *imageDoc) check() error {
+	if d.Version > 1 {
+		return fault.Of(vic.ErrUnsupported, "the record of image %s is of version %d, which a newer release wrote; this one knows 1", d.Manifest, d.Version)
+	}
+	if d.Version != 1 || d.Manifest.Validate() != nil || d.Dir == "" || strings.Contains(d.Dir, "/") {
+		return fault.Of(vic.ErrInvalid, "the record of image %s is damaged", d.Manifest)
+	}
+	for _, id := range d.Config.RootFS.DiffIDs {
+		if id.Validate() != nil {
+			return fault.Of(vic.ErrInvalid, "the record of image %s is damaged", d.Manifest)
+		}
+	}
+	return nil
 }
 
 // Has tells whether an image that was opened is still whole: its layers go after

@@ -75,10 +75,40 @@ func chainIDs(diffIDs []digest.Digest) []digest.Digest {
 // layerDir names a layer's directory. Size and format are part of the name:
 // disks of another size or format are other disks.
 func (s *Store) layerDir(chain digest.Digest) string {
-	return fmt.Sprintf("%s-%dm-v%d", chain.Encoded(), s.bytes>>20, ext4.FormatVersion)
+	return layerName(chain.Encoded(), s.bytes, ext4.FormatVersion)
 }
 
-func (s *Store) baseDir() string { return fmt.Sprintf("base-%dm-v%d", s.bytes>>20, ext4.FormatVersion) }
+func (s *Store) baseDir() string { return layerName("base", s.bytes, ext4.FormatVersion) }
+
+func layerName(what string, bytes int64, format int) string {
+	return fmt.Sprintf("%s-%dm-v%d", what, bytes>>20, format)
+}
+
+// needs names the layer directories that a layer cannot do without: its
+// parent's, and that of its disk where that is not its own.
+func (l *layer) needs(name string) []string {
+	var out []string
+	base := layerName("base", l.Bytes, l.Format)
+	switch {
+	case l.Parent != "":
+		out = append(out, layerName(l.Parent.Encoded(), l.Bytes, l.Format))
+	case name != base:
+		out = append(out, base)
+	}
+	if l.Dir != name {
+		out = append(out, l.Dir)
+	}
+	return out
+}
+
+// dirs names the directories of a chain's layers, the lowest first.
+func (s *Store) dirs(diffIDs []digest.Digest) []string {
+	var out []string
+	for _, c := range chainIDs(diffIDs) {
+		out = append(out, s.layerDir(c))
+	}
+	return out
+}
 
 // contentID derives a disk's CID from what it holds, so that the same layer has
 // the same bytes everywhere.
@@ -118,14 +148,17 @@ func (s *Store) model(ctx context.Context, l *layer) (*ext4.FS, error) {
 	}
 	p := s.path("layers", l.Dir, indexFile)
 	b, err := s.files.ReadFile(ctx, p, indexLimit)
-	if err != nil {
-		return nil, err
+	var fs *ext4.FS
+	if err == nil {
+		if fs, err = ext4.Unmarshal(b); err == nil {
+			return fs, nil
+		}
+		err = fault.As(vic.ErrInvalid, fmt.Errorf("%s: %w", s.files.Path(p), err))
 	}
-	fs, err := ext4.Unmarshal(b)
-	if err != nil {
-		return nil, fault.As(vic.ErrInvalid, fmt.Errorf("%s: %w", s.files.Path(p), err))
+	if errors.Is(err, vic.ErrNotFound) || errors.Is(err, vic.ErrInvalid) {
+		return s.rebuild(ctx, l, err)
 	}
-	return fs, nil
+	return nil, err
 }
 
 // disk is the layer's disk, for a container to make a child of.
@@ -228,11 +261,18 @@ func (s *Store) publish(ctx context.Context, l *layer, fill func(ctx context.Con
 	if l.ChainID != "" {
 		name = s.layerDir(l.ChainID)
 	}
-	tmp := s.path("layers", ".new-"+vsphere.Nonce())
-	if err := s.files.MkdirAll(ctx, tmp); err != nil {
-		return nil, err
+	if s.held == nil {
+		err := s.using(ctx, leaseDoc{Wants: append(l.needs(name), name, s.baseDir())}, func(ctx context.Context, s *Store) (err error) {
+			l, err = s.publish(ctx, l, fill)
+			return err
+		})
+		return l, err
 	}
-	err := func() error {
+	tmp, err := s.held.stage(ctx, "layers", func(tmp string) error { return s.files.MkdirAll(ctx, tmp) })
+	err = func() error {
+		if err != nil {
+			return err
+		}
 		if err := fill(ctx, tmp); err != nil {
 			return err
 		}
@@ -253,8 +293,15 @@ func (s *Store) publish(ctx context.Context, l *layer, fill func(ctx context.Con
 	if e := s.files.Delete(dctx, tmp); e != nil {
 		return nil, &fault.Error{Op: "publish layer", Ref: vic.Ref{Kind: "layer", ID: name}, Err: err, Left: []vic.Ref{{Kind: "file", ID: s.files.Path(tmp)}}}
 	}
-	if errors.Is(err, vic.ErrConflict) {
+	switch {
+	case errors.Is(err, errLost):
+		return nil, err
+	case errors.Is(err, vic.ErrConflict):
 		return s.readLayer(ctx, name)
+	case errors.Is(err, vic.ErrNotFound): // of what was staged, if the lease was broken
+		if e := s.held.check(dctx); e != nil {
+			return nil, e
+		}
 	}
 	return nil, err
 }

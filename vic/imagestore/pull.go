@@ -17,8 +17,8 @@ import (
 
 // PullOptions are the details of a pull; nil means none.
 type PullOptions struct {
-	// Progress hears of each layer, by its digest: phases "exists",
-	// "download" (bytes of the registry), "apply", "upload" and "done". It is
+	// Progress hears of each layer, by its digest: phases "exists", "wait"
+	// (for another pull that makes it), "download" (bytes of the registry), "apply", "upload" and "done". It is
 	// called by one goroutine at a time and not after Pull has returned.
 	Progress func(vic.Event)
 }
@@ -72,6 +72,23 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
+	for try := 0; ; try++ {
+		var img *Image
+		wants := append(s.dirs(f.config.RootFS.DiffIDs), s.baseDir())
+		err := s.using(ctx, leaseDoc{Wants: wants, Image: f.manifest}, func(ctx context.Context, s *Store) (err error) {
+			img, err = s.bring(ctx, src, name, f, t)
+			return err
+		})
+		// One that slept so long that it was taken for dead begins again, with
+		// what is there by now.
+		if !errors.Is(err, errLost) || try == 3 {
+			return img, err
+		}
+	}
+}
+
+// bring makes what an image needs and then its records.
+func (s *Store) bring(ctx context.Context, src Source, name string, f *found, t *teller) (*Image, error) {
 	top, err := s.layers(ctx, src, f, t)
 	if err != nil {
 		return nil, err
@@ -84,22 +101,45 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 }
 
 // layers makes sure that every layer of an image is in the store and returns
-// the top one.
+// the top one. Those that others are making are waited for.
 func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*layer, error) {
 	chain := chainIDs(f.config.RootFS.DiffIDs)
-	parent, missing, err := s.present(ctx, chain)
-	if err != nil {
-		return nil, err
+	dirs := s.dirs(f.config.RootFS.DiffIDs)
+	told := 0
+	for {
+		parent, n, err := s.present(ctx, chain)
+		if err != nil {
+			return nil, why(ctx, err)
+		}
+		for ; told < n; told++ {
+			d := f.layers[told]
+			t.tell(d.Digest.String(), "exists", d.Size, d.Size)
+		}
+		if n == len(chain) {
+			return parent, nil
+		}
+		end, free, err := s.reserve(ctx, dirs, n, func() { t.tell(f.layers[n].Digest.String(), "wait", 0, f.layers[n].Size) })
+		if err != nil {
+			return nil, why(ctx, err)
+		}
+		if end == n {
+			continue
+		}
+		err = s.make(ctx, src, f, t, chain[:end], parent, n)
+		free()
+		if err != nil {
+			return nil, err
+		}
+		told = end
 	}
-	for _, d := range f.layers[:missing] {
-		t.tell(d.Digest.String(), "exists", d.Size, d.Size)
-	}
-	if missing == len(chain) {
-		return parent, nil
-	}
+}
+
+// make makes the layers of a chain from the nth on, on top of parent, which is
+// nil for the first.
+func (s *Store) make(ctx context.Context, src Source, f *found, t *teller, chain []digest.Digest, parent *layer, missing int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	results := s.unpackAll(ctx, cancel, src, f, missing, t)
+	results := s.unpackAll(ctx, cancel, src, f, missing, len(chain), t)
 	defer func() { // wait for those still at work, and drop what is not used
 		cancel(nil)
 		for _, r := range results {
@@ -109,24 +149,25 @@ func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*l
 		}
 	}()
 
+	var err error
 	if parent == nil {
 		if parent, err = s.base(ctx); err != nil {
-			return nil, why(ctx, err)
+			return why(ctx, err)
 		}
 	}
 	var fs *ext4.FS
 	for i := missing; i < len(chain); i++ {
 		u := <-results[i-missing]
 		if u == nil {
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		parent, fs, err = s.add(ctx, parent, fs, u, f, chain, i, t)
 		u.close()
 		if err != nil {
-			return nil, why(ctx, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err))
+			return why(ctx, fmt.Errorf("layer %d (%s): %w", i+1, f.layers[i].Digest, err))
 		}
 	}
-	return parent, nil
+	return nil
 }
 
 // why returns the failure that ended a context, where one did, because every
@@ -156,14 +197,14 @@ func (s *Store) present(ctx context.Context, chain []digest.Digest) (*layer, int
 // unpackAll unpacks the missing layers, some at once, lower ones first. Each
 // channel gets one result and is closed; after a failure, whose cause cancel
 // is told, the others get nil.
-func (s *Store) unpackAll(ctx context.Context, cancel context.CancelCauseFunc, src Source, f *found, missing int, t *teller) []chan *unpacked {
+func (s *Store) unpackAll(ctx context.Context, cancel context.CancelCauseFunc, src Source, f *found, missing, end int, t *teller) []chan *unpacked {
 	sem := semaphore.NewWeighted(int64(s.workers))
 	var results []chan *unpacked
-	for range f.layers[missing:] {
+	for range f.layers[missing:end] {
 		results = append(results, make(chan *unpacked, 1))
 	}
 	go func() {
-		for i, d := range f.layers[missing:] {
+		for i, d := range f.layers[missing:end] {
 			if sem.Acquire(ctx, 1) != nil {
 				close(results[i])
 				continue

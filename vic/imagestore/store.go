@@ -16,9 +16,12 @@
 //	layers/NAME/tar.zst           with the disk, the tar that the layer was made from
 //	images/DIGEST.json            an image, by the digest of its manifest
 //	names/HASH.json               a name and the image it stands for, whole
+//	leases/                       who is at work in the store
 //
 // Directories are filled under a name that begins with ".new-" and published
-// by one rename, so a reader sees all of a layer or nothing.
+// by one rename, so a reader sees all of a layer or nothing. Any number of
+// processes may pull, delete and collect garbage in one store at the same time,
+// and any may be killed at any moment.
 package imagestore
 
 import (
@@ -28,6 +31,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -51,6 +55,12 @@ type Options struct {
 	TempDir string
 	// Workers is how many layers are unpacked at once; 0 is one per core.
 	Workers int
+	// Sweep clears away what killed processes left, as Store.Sweep does, when
+	// the store is opened. Without it that is done by the first operation
+	// that changes the store, and opening asks nothing of the datastore.
+	Sweep bool
+
+	leaseTime time.Duration
 }
 
 // A Store is an open image store. Its methods may be called by several
@@ -62,6 +72,12 @@ type Store struct {
 	bytes   int64
 	tempDir string
 	workers int
+
+	leaseTime time.Duration
+	shared    *shared
+	// held is the lease of the operation under way. It is set only in the
+	// copies of a store that operations work with.
+	held *lease
 }
 
 // Open opens the image store at a place, which need not exist yet. A
@@ -77,6 +93,10 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 		c:     c,
 		files: c.Session().Files(ds, at.Datastore.Name),
 		dir:   at.Dir, bytes: o.Bytes, tempDir: o.TempDir, workers: o.Workers,
+		leaseTime: o.leaseTime, shared: newShared(),
+	}
+	if s.leaseTime == 0 {
+		s.leaseTime = leaseTime
 	}
 	if s.bytes == 0 {
 		s.bytes = DefaultBytes
@@ -99,6 +119,11 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 	}
 	if !d.SparseDisks {
 		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrUnsupported, "the datastore takes no vmfsSparse disks (capability vmfsSparseSupported), and no other way of writing layers is there yet; use an NFS or VMFS 5 datastore"))
+	}
+	if o.Sweep {
+		if err := s.Sweep(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
