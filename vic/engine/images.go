@@ -45,7 +45,7 @@ func stopped(ctx context.Context, vm *containervm.VM, what string) (vic.Disk, fu
 	default:
 		return vic.Disk{}, nil, fail("it is %s and writes to its disk: stop it first", first.State)
 	}
-	d, err := vm.RootDisk(ctx)
+	d, err := vm.RestingDisk(ctx)
 	check := func(ctx context.Context) error {
 		now, err := vm.Inspect(ctx)
 		if err == nil && (now.State != first.State || !now.Started.Equal(first.Started)) {

@@ -66,7 +66,7 @@ func (s *Store) commit(ctx context.Context, disk vic.Disk, name string, o *Commi
 	if _, err := o.derive(nil, ""); err != nil {
 		return nil, err
 	}
-	c, err := s.openDisk(ctx, disk)
+	c, err := s.openDisk(ctx, disk.Path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func (s *Store) diff(ctx context.Context, c *chain.Disk, dir string, depth int, 
 			return err
 		}
 	} else { // by snapshots there are several disks above the image's
-		d, err := s.openDisk(ctx, s.disk(&layer{Dir: dir}))
+		d, err := s.openDisk(ctx, s.disk(&layer{Dir: dir}).Path, nil)
 		if err != nil {
 			return err
 		}

@@ -177,7 +177,7 @@ type below struct {
 
 func (b *below) ReadAt(p []byte, off int64) (int, error) {
 	if b.disk == nil {
-		d, err := b.s.openDisk(b.ctx, b.at)
+		d, err := b.s.openDisk(b.ctx, b.at.Path, nil)
 		if err != nil {
 			return 0, fmt.Errorf("open the layer below: %w", err)
 		}

@@ -8,15 +8,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/internal/fault"
-	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 )
 
@@ -383,7 +380,7 @@ func (t *assembler) copy(r io.Reader, size int64) error {
 // what is beside it. ctx bounds the reading; the caller calls the function at
 // its end.
 func (s *Store) openTree(ctx context.Context, d vic.Disk) (*ext4.Reader, func() error, error) {
-	c, err := s.openDisk(ctx, d)
+	c, err := s.openDisk(ctx, d.Path, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -393,19 +390,4 @@ func (s *Store) openTree(ctx context.Context, d vic.Disk) (*ext4.Reader, func() 
 		return nil, nil, fault.As(vic.ErrInvalid, fmt.Errorf("the filesystem of %s: %w", d.Path, err))
 	}
 	return r, c.Close, nil
-}
-
-// openDisk opens a disk of the store's datastore with its parents. ctx bounds
-// the reading.
-func (s *Store) openDisk(ctx context.Context, d vic.Disk) (*chain.Disk, error) {
-	name, p, err := vsphere.SplitPath(d.Path)
-	if err != nil {
-		return nil, err
-	}
-	if _, own := s.files.Datastore(); name != own {
-		return nil, fault.Of(vic.ErrUnsupported, "disk %s is not on the image store's datastore %q", d.Path, own)
-	}
-	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
-		return s.files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
-	})
 }
