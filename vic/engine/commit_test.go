@@ -99,7 +99,7 @@ chown 12:34 /new/big; sync`
 		t.Error("the committed layer's disk is not what the pulled one's is")
 	}
 	if os.Geteuid() == 0 {
-		disk, err := vm.RootDisk(t.Context())
+		disk, err := vm.RestingDisk(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
