@@ -230,7 +230,7 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 	id := f.layers[i].Digest.String()
 	l := &layer{
 		Version: 1, Format: ext4.FormatVersion, ChainID: chain[i], DiffID: f.config.RootFS.DiffIDs[i],
-		Dir: s.layerDir(chain[i]), CID: contentID(s.layerDir(chain[i])), Depth: parent.Depth + 1, Bytes: s.bytes,
+		Dir: s.layerDir(chain[i]), CID: contentID(s.layerDir(chain[i])), Bytes: s.bytes,
 	}
 	if i > 0 {
 		l.Parent = chain[i-1]
@@ -245,9 +245,6 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
 		return l, fs, err
 	}
-	if l.Depth > maxDepth {
-		return nil, nil, fault.Of(vic.ErrUnsupported, "the image has more than %d layers that are not empty, and a chain of disks must not be longer", maxDepth-2)
-	}
 	var err error
 	if fs == nil {
 		if fs, err = s.model(ctx, parent); err != nil {
@@ -255,8 +252,12 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		}
 	}
 	t.tell(id, "apply", 0, 0)
-	under := &below{ctx: ctx, s: s, at: s.disk(parent)}
+	under, err := s.under(ctx, parent)
+	if err != nil {
+		return nil, nil, err
+	}
 	defer under.close()
+	l.Depth = under.depth + 1
 	if err := u.spool.seal(fs, u.layer, u.record, under); err != nil {
 		var full *ext4.NoSpaceError
 		if errors.As(err, &full) {
@@ -275,7 +276,7 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		if err := s.putRecord(ctx, tmp, u.record); err != nil {
 			return err
 		}
-		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index,
+		return s.upload(ctx, tmp, l, u.spool, under.cid, under.hint(), index,
 			func(n int64) { t.tell(id, "upload", n, u.spool.size) })
 	})
 	if err != nil {
