@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"bytes"
 	"context"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,4 +14,16 @@ func Describe(ctx context.Context, src Source, ref string) (layers, diffIDs int,
 		return 0, 0, err
 	}
 	return len(f.layers), len(f.config.RootFS.DiffIDs), nil
+}
+
+// DescribeArchive reads an archive's documents, for tests of the parsers alone.
+func DescribeArchive(ctx context.Context, dir string, b []byte) (images int, err error) {
+	s := &Store{tempDir: dir, bytes: 128 << 20}
+	a, err := s.readArchive(ctx, bytes.NewReader(b), 16<<20, func(int64) {})
+	if err != nil {
+		return 0, err
+	}
+	defer a.close()
+	all, err := a.images(ctx, &LoadOptions{Name: "a.example/b:c"})
+	return len(all), err
 }
