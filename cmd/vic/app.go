@@ -37,7 +37,8 @@ func app() *cli.App {
 		Commands: []*cli.Command{
 			labCommand(), isoCommand(),
 			createCommand(), lsCommand(), deleteCommand(),
-			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(),
+			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
+			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(),
 		},
 	}
