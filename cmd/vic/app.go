@@ -38,7 +38,7 @@ func app() *cli.App {
 			labCommand(), isoCommand(),
 			createCommand(), lsCommand(), deleteCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(),
+			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(), cpCommand(), diffCommand(),
 		},
 	}
 	return a
