@@ -149,6 +149,7 @@ func TestCommands(t *testing.T) {
 		c.want(t, 3, "no such container", "rm", "web")
 	})
 	t.Run("images go out and in", func(t *testing.T) { testImagesOutAndIn(t, c) })
+	t.Run("cp and diff", func(t *testing.T) { testCopy(t, c) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, c) })
 	t.Run("wrong usage", func(t *testing.T) {
 		c.want(t, 2, "usage: vic run", "run")
@@ -157,6 +158,7 @@ func TestCommands(t *testing.T) {
 		c.want(t, 4, "taken", "create", "demo")
 		c.want(t, 2, "Name", "create", "no/slash")
 	})
+	t.Run("images", func(t *testing.T) { testImages(t, c) })
 	c.want(t, 0, "", "delete", "--force", "--images", "demo")
 	if out := c.want(t, 0, "", "ls"); strings.Contains(out, "demo") {
 		t.Errorf("still there: %s", out)
