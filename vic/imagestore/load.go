@@ -64,7 +64,6 @@ type loading struct {
 	names []string
 	src   Source
 	found *found
-	doc   *imageDoc
 }
 
 func (s *Store) loadArchive(ctx context.Context, r io.Reader, o LoadOptions, t *teller) ([]*Image, error) {
@@ -88,23 +87,32 @@ func (s *Store) loadArchive(ctx context.Context, r io.Reader, o LoadOptions, t *
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range all {
-		top, err := s.layers(ctx, l.src, l.found, t)
-		if err == nil {
-			l.doc, err = s.enter(ctx, l.found, top, "", nil)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("image %s: %w", strings.Join(l.names, ", "), err)
-		}
-	}
 	var out []*Image
-	for _, l := range all {
-		for _, n := range l.names {
-			img, err := s.name(ctx, n, l.doc)
+	// Names only when all images are there. The second time around little is
+	// to be done, and what was deleted meanwhile is made again.
+	for _, named := range []bool{false, true} {
+		for _, l := range all {
+			err := s.usingImage(ctx, l.found, func(ctx context.Context, s *Store) error {
+				top, err := s.layers(ctx, l.src, l.found, t)
+				if err != nil {
+					return err
+				}
+				doc, err := s.enter(ctx, l.found, top, "", nil)
+				if err != nil || !named {
+					return err
+				}
+				for _, n := range l.names {
+					img, err := s.name(ctx, n, doc)
+					if err != nil {
+						return err
+					}
+					out = append(out, img)
+				}
+				return nil
+			})
 			if err != nil {
-				return out, err
+				return out, fmt.Errorf("image %s: %w", strings.Join(l.names, ", "), err)
 			}
-			out = append(out, img)
 		}
 	}
 	return out, nil

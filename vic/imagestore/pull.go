@@ -72,17 +72,23 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
+	var img *Image
+	err = s.usingImage(ctx, f, func(ctx context.Context, s *Store) (err error) {
+		img, err = s.bring(ctx, src, name, f, t)
+		return err
+	})
+	return img, err
+}
+
+// usingImage runs do with a use of all that an image has. Where the lease is
+// lost, because the process slept so long that it was taken for dead, do runs
+// again, with what is there by then.
+func (s *Store) usingImage(ctx context.Context, f *found, do func(ctx context.Context, s *Store) error) error {
+	wants := append(s.dirs(f.config.RootFS.DiffIDs), s.baseDir())
 	for try := 0; ; try++ {
-		var img *Image
-		wants := append(s.dirs(f.config.RootFS.DiffIDs), s.baseDir())
-		err := s.using(ctx, leaseDoc{Wants: wants, Image: f.manifest}, func(ctx context.Context, s *Store) (err error) {
-			img, err = s.bring(ctx, src, name, f, t)
-			return err
-		})
-		// One that slept so long that it was taken for dead begins again, with
-		// what is there by now.
+		err := s.using(ctx, leaseDoc{Wants: wants, Image: f.manifest}, do)
 		if !errors.Is(err, errLost) || try == 3 {
-			return img, err
+			return err
 		}
 	}
 }
