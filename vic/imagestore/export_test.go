@@ -74,3 +74,15 @@ func NewRecorder(dir string) (f ext4.Frame, finish func() int64, err error) {
 		return r.first
 	}, nil
 }
+
+// Convert unpacks a layer as a pull does and returns the length of its tar's
+// contents.
+func Convert(ctx context.Context, dir string, bytes int64, src Source, d ocispec.Descriptor, diffID digest.Digest) (int64, error) {
+	s := &Store{tempDir: dir, bytes: bytes}
+	u, err := s.unpack(ctx, src, d, diffID, func(int64) {})
+	if err != nil {
+		return 0, err
+	}
+	defer u.close()
+	return u.layer.Bytes, nil
+}
