@@ -366,3 +366,50 @@ func TestCopyKeepsReferrers(t *testing.T) {
 		t.Error("no digest")
 	}
 }
+
+// What an older release pulled has no copy of its manifest, and its layers no
+// record: both are said, with what to do.
+func TestOlderImages(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 256 << 20}).Images()
+	name := e.Busybox(t)
+	pull := func() *imagestore.Image {
+		t.Helper()
+		img, err := store.Pull(t.Context(), repository(t, name), name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	img := pull()
+	record := filepath.Join(e.Datastore(), "vic/images/images", img.Digest().Encoded()+".json")
+	edit(t, record, func(b []byte) []byte { return bytes.Replace(b, []byte(`"original"`), []byte(`"other"`), 1) })
+	to := e.Registry.Addr() + "/older:v1"
+	for what, err := range map[string]error{
+		"push": func() error {
+			_, err := store.Push(t.Context(), repository(t, to), name, &imagestore.PushOptions{Name: to})
+			return err
+		}(),
+		"save": store.Save(t.Context(), io.Discard, []string{name}, nil),
+	} {
+		if !errors.Is(err, vic.ErrUnsupported) || !strings.Contains(err.Error(), "pull it again") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	pull()
+	edit(t, filepath.Join(filepath.Dir(e.Local(t, img.Root().Path)), "layer.json"), func(b []byte) []byte {
+		return bytes.Replace(b, []byte(`"record"`), []byte(`"other"`), 1)
+	})
+	// Without a record it still goes where its layers are.
+	if d, phases, _ := pushed(t, store, name, imagestore.PushOptions{Name: to}); d.Digest != img.Digest() || phases["mounted"] != len(img.Layers()) {
+		t.Errorf("%s, %v", d.Digest, phases)
+	}
+	second := testregistry.ForTest(t, nil)
+	_, err := store.Push(t.Context(), repository(t, second.Addr()+"/older:v1"), name, &imagestore.PushOptions{Name: second.Addr() + "/older:v1"})
+	if !errors.Is(err, vic.ErrUnsupported) || !strings.Contains(err.Error(), "pull it again") {
+		t.Errorf("push elsewhere: %v", err)
+	}
+	if h, err := store.History(t.Context(), img); err != nil || h[len(h)-1].Bytes != -1 {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
