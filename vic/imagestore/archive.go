@@ -75,6 +75,11 @@ func (a *archive) fill(ctx context.Context, r io.Reader, bound, limit int64, tel
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF && n > 0 {
+			// What follows is padding; whoever writes it wants to be read, and
+			// a packed archive's checksum is at its end.
+			if _, err := io.Copy(io.Discard, io.LimitReader(ahead, limit)); err != nil {
+				return content(fmt.Errorf("the archive: %w", err))
+			}
 			return nil
 		}
 		if err == io.EOF {
