@@ -51,7 +51,7 @@ bench: setup build ## the performance table
 
 soak: setup build fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees, kills
 	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
-	VIC_SOAK=1 go test -v -timeout 60m -run TestKill ./vic/imagestore
+	VIC_SOAK=1 go test -v -timeout 60m -run 'TestKill|TestCutOff' ./vic/imagestore
 
 fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
 	scripts/fuzz $(FUZZTIME)
