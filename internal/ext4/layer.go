@@ -49,9 +49,9 @@ type Layer struct {
 	Entries int
 	// Bytes is the sum of all file sizes, holes included.
 	Bytes int64
-	// Dropped names extended attributes of namespaces that Linux filesystems do not have
-	// ("path: name", for example com.apple.quarantine), at most 100. They are left out, as
-	// other runtimes do.
+	// Dropped names extended attributes that Linux filesystems do not have ("path: name", for
+	// example com.apple.quarantine, or user.x of a symlink), at most 100. They are left out,
+	// as other runtimes do.
 	Dropped []string
 
 	ops   []op
@@ -186,6 +186,7 @@ func (lr *layerReader) entry(h *tar.Header, r io.Reader) error {
 		o.typ = modeDir
 	case tar.TypeSymlink:
 		o.typ = modeSymlink
+		o.attrs.mode = 0o777 // Linux knows no other
 		if err := lr.symlink(&o, h.Linkname); err != nil {
 			return err
 		}
@@ -193,6 +194,9 @@ func (lr *layerReader) entry(h *tar.Header, r io.Reader) error {
 		o.kind = opLink
 		if o.link, err = lr.cleanName("hard link target", h.Linkname); err != nil {
 			return err
+		}
+		if o.link == "" {
+			return errors.New("hard link target is the root, which is a directory")
 		}
 	case tar.TypeChar, tar.TypeBlock:
 		o.typ = modeChar
@@ -275,8 +279,6 @@ func (lr *layerReader) attrs(h *tar.Header) (a attrs, err error) {
 func toStamp(t time.Time) stamp {
 	const lo, hi = -1 << 31, 1<<34 - 1<<31 - 1
 	switch s := t.Unix(); {
-	case t.IsZero():
-		return stamp{}
 	case s < lo:
 		return stamp{sec: lo}
 	case s > hi:
