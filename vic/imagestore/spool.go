@@ -42,7 +42,7 @@ func (s *spool) seal(fs *ext4.FS, l *ext4.Layer) error {
 	if l != nil {
 		extents, err := fs.Apply(l)
 		if err != nil {
-			return err
+			return content(err)
 		}
 		const sectors = ext4.BlockSize / vmdk.SectorSize
 		for _, e := range extents {
