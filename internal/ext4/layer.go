@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -255,11 +256,12 @@ func (lr *layerReader) whiteout(o *op) (bool, error) {
 
 func (lr *layerReader) attrs(h *tar.Header) (a attrs, err error) {
 	const maxID = 1<<32 - 2 // 2^32-1 means "no ID"
-	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
-		return a, fmt.Errorf("owner %d:%d is outside 0 to %d", h.Uid, h.Gid, maxID)
+	uid, gid := ownerID(h, "uid", h.Uid), ownerID(h, "gid", h.Gid)
+	if uid < 0 || uid > maxID || gid < 0 || gid > maxID {
+		return a, fmt.Errorf("owner %d:%d is outside 0 to %d", uid, gid, int64(maxID))
 	}
 	a.mode = uint16(h.Mode & 0o7777)
-	a.uid, a.gid = uint32(h.Uid), uint32(h.Gid)
+	a.uid, a.gid = uint32(uid), uint32(gid)
 	a.mtime = toStamp(h.ModTime)
 	a.atime, a.ctime = a.mtime, a.mtime
 	if !h.AccessTime.IsZero() {
@@ -272,6 +274,15 @@ func (lr *layerReader) attrs(h *tar.Header) (a attrs, err error) {
 		a.xattrs, err = lr.xattrs(h)
 	}
 	return a, err
+}
+
+// ownerID is an ID of the header's, which package tar keeps in an int: on machines of 32 bits that
+// is too small for half of them, but for what an extended header says.
+func ownerID(h *tar.Header, record string, id int) int64 {
+	if n, err := strconv.ParseInt(h.PAXRecords[record], 10, 64); err == nil {
+		return n
+	}
+	return int64(id)
 }
 
 // toStamp moves times that ext4 cannot hold (34 bits of seconds, 1901 to 2446) to the nearest
