@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/internal/testlab"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/imagestore"
@@ -38,7 +39,7 @@ func (m *memory) Resolve(_ context.Context, ref string) (ocispec.Descriptor, err
 func (m *memory) Fetch(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 	b, ok := m.blobs[d.Digest]
 	if !ok {
-		return nil, fmt.Errorf("no blob %s", d.Digest)
+		return nil, fault.Of(vic.ErrNotFound, "no blob %s", d.Digest)
 	}
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
@@ -132,7 +133,9 @@ func TestHostileRegistry(t *testing.T) {
 			f.replace(p, p)
 		}, nil, ""},
 		{"layer without entries", func(f *fake) { f.replace(gz(make([]byte, 1024)), make([]byte, 1024)) }, nil, ""},
-		{"blob is something else", func(f *fake) { f.m.blobs[f.manifest.Layers[1].Digest] = gz(oneFile("evil", "layer 1")) }, vic.ErrInvalid, "layer 2"},
+		{"blob is something else", func(f *fake) {
+			f.m.blobs[f.manifest.Layers[1].Digest] = gz(oneFile("evil", "which is longer than the layer that it stands for, packed"))
+		}, vic.ErrInvalid, "layer 2"},
 		{"blob is cut off", func(f *fake) {
 			d := f.manifest.Layers[1].Digest
 			f.m.blobs[d] = f.m.blobs[d][:40]
