@@ -187,13 +187,13 @@ func TestHostileRegistry(t *testing.T) {
 		{"packed with xz", func(f *fake) { b := []byte("\xfd7zXZ\x00........"); f.replace(b, b) }, vic.ErrUnsupported, "xz"},
 		{"archive cut off in a file", func(f *fake) { b := oneFile("f", strings.Repeat("x", 4000))[:1024]; f.replace(gz(b), b) }, nil, "layer 2"},
 		{"bomb: 4 GiB of zeroes", func(f *fake) { f.replace(bomb(4<<30), nil) }, vic.ErrInvalid, "unpacks to more than"},
-		{"too many layers", func(f *fake) {
+		{"more layers than a chain has disks", func(f *fake) {
 			for i := range 40 {
 				p := oneFile(fmt.Sprint("f", i), "x")
 				f.manifest.Layers = append(f.manifest.Layers, f.m.put(ocispec.MediaTypeImageLayerGzip, gz(p)))
 				f.config.RootFS.DiffIDs = append(f.config.RootFS.DiffIDs, digest.FromBytes(p))
 			}
-		}, vic.ErrUnsupported, "more than 26 layers"},
+		}, nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFake(c.name)
