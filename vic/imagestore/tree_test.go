@@ -179,33 +179,12 @@ func reference(t *testing.T, layout string) []treecmp.Entry {
 	return list
 }
 
-// flattened checks a chain with qemu-img and e2fsck, and lists its tree as the
+// flattened checks a chain with QEMU and e2fsck, and lists its tree as the
 // kernel sees it.
 func flattened(t *testing.T, vmdk string) []treecmp.Entry {
 	t.Helper()
-	dir := t.TempDir()
-	raw := filepath.Join(dir, "raw")
-	command(t, "qemu-img", "convert", "-O", "raw", vmdk, raw)
-	command(t, "e2fsck", "-fn", raw)
-	mnt := filepath.Join(dir, "mnt")
-	if err := os.Mkdir(mnt, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	unmount, err := treecmp.Mount(t.Context(), raw, mnt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unmount(); err != nil {
-			t.Error(err)
-		}
-		os.Remove(raw)
-	}()
-	list, err := treecmp.List(filepath.Join(mnt, "rootfs"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return list
+	tree, _ := wholeTree(t, vmdk)
+	return tree
 }
 
 func command(t *testing.T, name string, args ...string) string {
