@@ -77,7 +77,7 @@ func TestSameBytes(t *testing.T) {
 				wg.Wait()
 			}
 			got := layerSums(t, filepath.Join(e.Datastore(), c.name, "layers"))
-			if want := 3 * (n + 2); len(got) != want {
+			if want := 4 * (n + 2); len(got) != want {
 				t.Errorf("%d files of layers, not %d", len(got), want)
 			}
 			if first == nil {
