@@ -43,6 +43,9 @@ func openLink(p location) (link, types.BaseMethodFault) {
 	if err != nil {
 		return link{}, badDisk(p, err)
 	}
+	if p.native && d.CreateType == vmdk.TypeVMFSSparse && !isNative(d) {
+		return link{}, badDisk(p, errors.New("a vmfsSparse disk that the API has not made: this datastore has another format"))
+	}
 	k := link{p, d}
 	for i, f := range k.files()[1:] {
 		if !f.exists() {
@@ -187,7 +190,7 @@ func (l *Lab) deleteDisk(p location) types.BaseMethodFault {
 			return fault
 		}
 		k = link{p, &vmdk.Descriptor{}}
-		for _, s := range []string{"-flat.vmdk", "-delta.vmdk"} {
+		for _, s := range []string{"-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk"} {
 			f := location{p.store, path.Join(path.Dir(p.rel), stem(p)+s)}
 			if f.exists() {
 				k.desc.Extents = append(k.desc.Extents, vmdk.Extent{File: path.Base(f.rel)})
@@ -220,6 +223,9 @@ func backing(chain []link, ds map[string]*store) *types.VirtualDiskFlatVer2Backi
 			Uuid:                         canonicalUUID(uuidOf(k.desc)),
 			ContentId:                    fmt.Sprintf("%08x", k.desc.CID),
 			Parent:                       out,
+		}
+		if k.at.native && out.Parent != nil {
+			out.DeltaDiskFormat = string(types.VirtualDiskDeltaDiskFormatSeSparseFormat)
 		}
 	}
 	return out

@@ -175,7 +175,7 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 func extentName(p location, kind string, i, n int) string {
 	suffix := "-flat"
 	if kind == vmfsSparse {
-		suffix = "-delta"
+		suffix = deltaSuffix(p)
 	}
 	if n > 1 {
 		suffix += "-" + string(rune('a'+i%26))

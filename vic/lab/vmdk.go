@@ -20,6 +20,7 @@ const (
 	maxDisk    = 62 << 40 // bytes, vSphere's limit
 	vmfsSparse = "VMFSSPARSE"
 	uuidKey    = "ddb.uuid"
+	nativeKey  = "ddb.lab.native"
 )
 
 // parseDisk reads a descriptor and refuses what vSphere would not run and what
@@ -128,8 +129,30 @@ func createBase(p location, bytes int64) error {
 // path relative to the child's directory.
 func createChild(p location, parent *vmdk.Descriptor, hint string) error {
 	cid, id := newDiskID()
-	d := vmdk.LayerDescriptor(parent.Bytes(), cid, parent.CID, hint, stem(p)+"-delta.vmdk")
+	d := vmdk.LayerDescriptor(parent.Bytes(), cid, parent.CID, hint, stem(p)+deltaSuffix(p)+".vmdk")
+	if p.native {
+		d.DDB = append(d.DDB, vmdk.Entry{Key: nativeKey, Value: "1"})
+	}
 	return createDisk(p, d, id, func(f *os.File) error { return vmdk.WriteChild(f, parent.Bytes()) })
+}
+
+// deltaSuffix is what the name of a child's extent has behind the disk's.
+func deltaSuffix(p location) string {
+	if p.native {
+		return "-sesparse"
+	}
+	return "-delta"
+}
+
+// isNative tells whether the API has made a child disk on a datastore where
+// only it may.
+func isNative(d *vmdk.Descriptor) bool {
+	for _, e := range d.DDB {
+		if e.Key == nativeKey {
+			return true
+		}
+	}
+	return false
 }
 
 // createDisk makes the extent first: a descriptor never names what is not there.
