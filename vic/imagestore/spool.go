@@ -37,10 +37,11 @@ func newSpool(dir string, bytes int64) (*spool, error) {
 // the layer has again.
 func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, parent io.ReaderAt) error {
 	if l != nil {
-		extents, err := fs.ApplyWith(l, &ext4.ApplyOptions{
-			Spool: s.w.Data(), Parent: parent,
-			Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) },
-		})
+		o := &ext4.ApplyOptions{Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) }}
+		if b, ok := parent.(*below); !ok || b.s.publisher.readable(b) {
+			o.Spool, o.Parent = s.w.Data(), parent
+		}
+		extents, err := fs.ApplyWith(l, o)
 		if err == nil {
 			err = r.finish()
 		}
