@@ -29,7 +29,19 @@ func TestTreeAfterEveryLayer(t *testing.T) {
 		}
 		t.Skip("needs root, to mount and to extract owners and devices")
 	}
-	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	for _, kind := range []struct {
+		name string
+		lab  testlab.Options
+		most int // regular files
+	}{
+		{"upload", testlab.Options{NoBoot: true}, 1 << 20},
+		{"apply", testlab.Options{Lab: native}, 5000},
+	} {
+		t.Run(kind.name, func(t *testing.T) { treeAfterEveryLayer(t, testlab.Start(t, kind.lab), kind.most) })
+	}
+}
+
+func treeAfterEveryLayer(t *testing.T, e *testlab.Env, most int) {
 	for _, c := range []struct {
 		name  string
 		build func(context.Context) (string, error)
@@ -43,6 +55,9 @@ func TestTreeAfterEveryLayer(t *testing.T) {
 			return testimage.Debian(ctx, "", "python3", "python3-pip")
 		}, 512 << 20, 10000},
 	} {
+		if c.least > most {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			if testing.Short() && c.least > 5000 {
 				t.Skip("builds a large image")
