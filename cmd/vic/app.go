@@ -37,8 +37,9 @@ func app() *cli.App {
 		Commands: []*cli.Command{
 			labCommand(), isoCommand(),
 			createCommand(), lsCommand(), deleteCommand(),
-			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(),
+			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
+			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
+			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(), cpCommand(), diffCommand(),
 		},
 	}
 	return a

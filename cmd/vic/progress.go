@@ -41,7 +41,7 @@ func (p *progress) event(e vic.Event) {
 	id := strings.TrimPrefix(e.ID, "sha256:")
 	id = id[:min(12, len(id))]
 	if p.bars == nil {
-		if e.Phase == "done" || e.Phase == "exists" {
+		if final(e) {
 			fmt.Fprintf(p.w, "%s %s: %s\n", e.Op, id, e.Phase)
 		}
 		return
@@ -59,10 +59,13 @@ func (p *progress) event(e vic.Event) {
 		b.b.SetTotal(e.Total, false)
 		b.b.SetCurrent(e.Done)
 	}
-	if e.Phase == "done" || e.Phase == "exists" {
+	if final(e) {
 		b.b.SetTotal(-1, true)
 	}
 }
+
+// final says of an event that nothing follows about its thing.
+func final(e vic.Event) bool { return e.Phase == "done" || e.Phase == "exists" || e.Phase == "mounted" }
 
 // close ends the display; events after it show nothing.
 func (p *progress) close() {

@@ -148,6 +148,8 @@ func TestCommands(t *testing.T) {
 		c.want(t, 0, "web", "rm", "web")
 		c.want(t, 3, "no such container", "rm", "web")
 	})
+	t.Run("images go out and in", func(t *testing.T) { testImagesOutAndIn(t, c) })
+	t.Run("cp and diff", func(t *testing.T) { testCopy(t, c) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, c) })
 	t.Run("wrong usage", func(t *testing.T) {
 		c.want(t, 2, "usage: vic run", "run")
@@ -156,10 +158,54 @@ func TestCommands(t *testing.T) {
 		c.want(t, 4, "taken", "create", "demo")
 		c.want(t, 2, "Name", "create", "no/slash")
 	})
+	t.Run("images", func(t *testing.T) { testImages(t, c) })
 	c.want(t, 0, "", "delete", "--force", "--images", "demo")
 	if out := c.want(t, 0, "", "ls"); strings.Contains(out, "demo") {
 		t.Errorf("still there: %s", out)
 	}
+}
+
+// testImagesOutAndIn takes an image through all that can be done with it.
+func testImagesOutAndIn(t *testing.T, c *cli) {
+	addr, _, _ := strings.Cut(c.image, "/")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "archive.tar")
+	c.want(t, 0, "", "run", "--name", "work", c.image, "sh", "-c", "echo made here >/made")
+	c.want(t, 0, addr+"/made:v1 sha256:", "commit", "-m", "by hand", "-c", `CMD ["cat", "/made"]`, "work", addr+"/made:v1")
+	c.want(t, 2, "EVN", "commit", "-c", "EVN a=b", "work", addr+"/made:v2")
+	c.want(t, 0, "by hand", "history", addr+"/made:v1")
+	c.want(t, 0, "sha256:", "push", addr+"/made:v1")
+	c.want(t, 0, "other/made:v1 sha256:", "push", "--as", addr+"/other/made:v1", addr+"/made:v1")
+	c.want(t, 0, "copy/made:v1 sha256:", "push", "--copy", "--as", addr+"/copy/made:v1", addr+"/made:v1")
+	c.want(t, 2, "--copy", "push", "--copy", addr+"/made:v1")
+	c.want(t, 0, "", "tag", addr+"/made:v1", "made")
+	c.want(t, 0, "docker.io/library/made:latest", "images")
+	for _, format := range []string{"docker-archive", "oci-archive"} {
+		c.want(t, 0, "", "save", "--format", format, "-o", file, "made", addr+"/made:v1")
+		c.want(t, 0, "", "rmi", "made")
+		if out := c.want(t, 0, "", "load", "-i", file); !strings.Contains(out, "docker.io/library/made:latest") || !strings.Contains(out, addr+"/made:v1") {
+			t.Errorf("%s: loaded %q", format, out)
+		}
+	}
+	if out := c.want(t, 0, "", "run", "--rm", "made"); out != "made here\n" {
+		t.Errorf("run: %q", out)
+	}
+	c.want(t, 0, "", "export", "-o", file, "work")
+	if out, err := exec.Command("tar", "-xOf", file, "made").Output(); err != nil || string(out) != "made here\n" {
+		t.Errorf("export: %q, %v", out, err)
+	}
+	c.want(t, 0, "flat:v1 sha256:", "import", "-c", "CMD cat /made", "-c", "ENV PATH=/bin", file, addr+"/flat:v1")
+	if out := c.want(t, 0, "", "run", "--rm", addr+"/flat:v1"); out != "made here\n" {
+		t.Errorf("run: %q", out)
+	}
+	if out, _, code := c.run(t, nil, "save", "made"); code != 0 || !strings.Contains(out, "manifest.json") {
+		t.Errorf("save to standard output: exit code %d", code)
+	}
+	c.want(t, 3, "", "save", "-o", filepath.Join(dir, "none.tar"), "no-such-image")
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("files: %v, %v", left, err)
+	}
+	c.want(t, 0, "", "rm", "work")
 }
 
 // testTerminal runs vic on a terminal of its own: the window's size arrives at

@@ -74,6 +74,12 @@ type group struct {
 	usedBlocks, usedInodes, dirs int
 }
 
+// Used reports whether a block of the disk is in use, for metadata or for a
+// file; what is in any other means nothing.
+func (fs *FS) Used(block uint64) bool {
+	return block < fs.lay.blocks && fs.blockBits.has(block)
+}
+
 // markBlocks sets or clears a run of blocks in the block bitmap.
 func (fs *FS) markBlocks(start, n uint64, used bool) (changed int) {
 	for n > 0 {

@@ -38,3 +38,8 @@ func Choose(e Entities, name string) (string, error) {
 	_, p, err := e.choose(name)
 	return p, err
 }
+
+// NewRemoteFile makes a file of what read gives.
+func NewRemoteFile(size int64, read func(off, n int64) ([]byte, error)) *RemoteFile {
+	return &RemoteFile{read: read, size: size, chunks: map[int64][]byte{}, runs: map[int64]int64{}}
+}

@@ -268,14 +268,21 @@ func (f *Files) Tree(ctx context.Context, p string) (map[string][]Entry, error) 
 	if !ok {
 		return nil, fmt.Errorf("list %s: the search gave a %T", f.Path(p), r)
 	}
-	out := map[string][]Entry{}
-	for _, d := range res.HostDatastoreBrowserSearchResults {
+	dirs := make([]string, len(res.HostDatastoreBrowserSearchResults))
+	root := ""
+	for i, d := range res.HostDatastoreBrowserSearchResults {
 		_, dir, err := SplitPath(d.FolderPath)
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", f.Path(p), err)
 		}
-		rel := strings.TrimPrefix(strings.TrimPrefix(path.Clean(dir), path.Clean(p)), "/")
-		out[rel] = entries(d.File)
+		// Some datastores give a directory another name than it was asked by.
+		if dirs[i] = path.Clean(dir); i == 0 || len(dirs[i]) < len(root) {
+			root = dirs[i]
+		}
+	}
+	out := map[string][]Entry{}
+	for i, d := range res.HostDatastoreBrowserSearchResults {
+		out[strings.TrimPrefix(strings.TrimPrefix(dirs[i], root), "/")] = entries(d.File)
 	}
 	return out, nil
 }

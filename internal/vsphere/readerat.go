@@ -22,10 +22,12 @@ func Nonce() string {
 const (
 	chunk     = 256 << 10
 	maxChunks = 64
+	maxRun    = 16 // chunks of one request
 )
 
-// A RemoteFile reads a datastore's file at any offset by Range requests. It
-// keeps up to 16 MiB of what it read. Its context is that of the call that
+// A RemoteFile reads a datastore's file at any offset by Range requests, longer
+// ones where it is read from front to end. It keeps up to 16 MiB of what it
+// read. Its context is that of the call that
 // opened it, because io.ReaderAt has none: it bounds the whole reading.
 type RemoteFile struct {
 	read func(off, n int64) ([]byte, error)
@@ -34,6 +36,8 @@ type RemoteFile struct {
 	mu     sync.Mutex
 	chunks map[int64][]byte
 	order  []int64
+	// runs are the lengths of the last requests, by the chunk behind them.
+	runs map[int64]int64
 }
 
 // OpenFile opens a file for reading at any offset until ctx ends.
@@ -61,7 +65,7 @@ func (f *Files) OpenFile(ctx context.Context, p string) (*RemoteFile, error) {
 		}
 		return b, nil
 	}
-	return &RemoteFile{read: read, size: res.ContentLength, chunks: map[int64][]byte{}}, nil
+	return &RemoteFile{read: read, size: res.ContentLength, chunks: map[int64][]byte{}, runs: map[int64]int64{}}, nil
 }
 
 // Size is the file's size in bytes at its opening.
@@ -102,9 +106,30 @@ func (r *RemoteFile) chunk(i int64) ([]byte, error) {
 	if c, ok := r.chunks[i]; ok {
 		return c, nil
 	}
-	c, err := r.read(i*chunk, min(chunk, r.size-i*chunk))
+	run := int64(1)
+	if before, ok := r.runs[i]; ok {
+		delete(r.runs, i)
+		run = min(2*before, maxRun)
+	}
+	all, err := r.read(i*chunk, min(run*chunk, r.size-i*chunk))
 	if err != nil {
 		return nil, err
+	}
+	if len(r.runs) == maxChunks {
+		clear(r.runs)
+	}
+	r.runs[i+run] = run
+	for k := range run {
+		if off := k * chunk; off < int64(len(all)) {
+			r.keep(i+k, all[off:min(off+chunk, int64(len(all)))])
+		}
+	}
+	return all[:min(chunk, len(all))], nil
+}
+
+func (r *RemoteFile) keep(i int64, c []byte) {
+	if _, ok := r.chunks[i]; ok {
+		return
 	}
 	if len(r.order) == maxChunks {
 		delete(r.chunks, r.order[0])
@@ -112,5 +137,4 @@ func (r *RemoteFile) chunk(i int64) ([]byte, error) {
 	}
 	r.chunks[i] = c
 	r.order = append(r.order, i)
-	return c, nil
 }

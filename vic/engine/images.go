@@ -181,3 +181,36 @@ func (e *Engine) History(ctx context.Context, name string) ([]imagestore.History
 	}
 	return e.images.History(ctx, img)
 }
+
+// Save writes images of the VCH's store, by the names that people use, as one
+// archive.
+func (e *Engine) Save(ctx context.Context, w io.Writer, names []string, o *imagestore.SaveOptions) error {
+	var full []string
+	for _, name := range names {
+		n, err := storeName(name)
+		if err != nil {
+			return err
+		}
+		full = append(full, n)
+	}
+	return e.images.Save(ctx, w, full, o)
+}
+
+// Load brings the images of an archive into the VCH's store. Names in the
+// archive are read as people write them, unless o.ParseName is set.
+func (e *Engine) Load(ctx context.Context, r io.Reader, o *imagestore.LoadOptions) ([]*imagestore.Image, error) {
+	var l imagestore.LoadOptions
+	if o != nil {
+		l = *o
+	}
+	if l.ParseName == nil {
+		l.ParseName = storeName
+	}
+	if l.Name != "" {
+		var err error
+		if l.Name, err = storeName(l.Name); err != nil {
+			return nil, err
+		}
+	}
+	return e.images.Load(ctx, r, &l)
+}

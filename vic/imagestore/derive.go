@@ -167,13 +167,18 @@ func (s *Store) adopt(ctx context.Context, src Source, name string, known []know
 	if err != nil {
 		return nil, err
 	}
-	top, err := s.layers(ctx, src, f, t)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := s.enter(ctx, f, top, "", known)
-	if err != nil {
-		return nil, err
-	}
-	return s.name(ctx, name, doc)
+	var img *Image
+	err = s.usingImage(ctx, f, func(ctx context.Context, s *Store) error {
+		top, err := s.layers(ctx, src, f, t)
+		if err != nil {
+			return err
+		}
+		doc, err := s.enter(ctx, f, top, "", known)
+		if err != nil {
+			return err
+		}
+		img, err = s.name(ctx, name, doc)
+		return err
+	})
+	return img, err
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -264,6 +266,39 @@ func TestTarIn(t *testing.T) {
 	want := []string{"C /etc", "A /etc/.wh.b", "C /etc/a", "A /new", "A /new/big", "A /new/deep", "A /new/deep/er", "A /new/deep/er/f", "A /new/sym"}
 	if err != nil || !slices.Equal(lines, want) {
 		t.Errorf("%v, (-want +got):\n%s", err, cmp.Diff(want, lines))
+	}
+
+	// Copies at the same time come one after the other, and what a killed one
+	// left goes.
+	left := filepath.Join(e.Datastore(), "target/.new-target-delta.vmdk-0123456789abcdef")
+	if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 4 {
+		store := s
+		if i%2 == 1 {
+			store = openStore(t, e, 0)
+		}
+		wg.Go(func() {
+			if err := store.TarIn(t.Context(), d, "/new", bytes.NewReader(tarOf(t, entry{name: fmt.Sprint("beside", i)})), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", left, err)
+	}
+	f2, err := s.OpenFS(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f2.Close()
+	for i := range 4 {
+		if _, err := f2.Stat(fmt.Sprint("new/beside", i)); err != nil {
+			t.Errorf("a copy is lost: %v", err)
+		}
 	}
 
 	// Witnesses that share no code with us.

@@ -101,7 +101,18 @@ func (s *Store) readJSON(ctx context.Context, v any, elem ...string) error {
 	return nil
 }
 
+// writeJSON publishes a record. That of an image or of a name is written only
+// while the image's layers are there, and they stay until it is.
 func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
+	if doc := imageOf(v); doc != nil && s.held == nil {
+		wants := append(s.dirs(doc.Config.RootFS.DiffIDs), doc.Dir, s.baseDir())
+		return s.using(ctx, leaseDoc{Wants: wants, Image: doc.Manifest}, func(ctx context.Context, s *Store) error {
+			if _, err := s.readLayer(ctx, doc.Dir); err != nil {
+				return err
+			}
+			return s.writeJSON(ctx, v, elem...)
+		})
+	}
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -117,6 +128,21 @@ func (s *Store) writeJSON(ctx context.Context, v any, elem ...string) error {
 		err = s.files.Move(ctx, tmp, s.path(elem...), true)
 	}
 	return s.unstage(ctx, tmp, err)
+}
+
+// imageOf is the image that a record is about, or nil.
+func imageOf(v any) *imageDoc {
+	switch d := v.(type) {
+	case imageDoc:
+		return &d
+	case *imageDoc:
+		return d
+	case nameDoc:
+		return d.Image
+	case *nameDoc:
+		return d.Image
+	}
+	return nil
 }
 
 // unstage takes back what was staged and, because of err, not published.

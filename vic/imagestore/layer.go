@@ -12,7 +12,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/internal/vsphere"
@@ -28,10 +27,6 @@ const (
 	documentLimit = 64 << 20
 	indexLimit    = 1 << 30
 )
-
-// maxDepth bounds the disks of a chain. vSphere's own snapshot chains end at
-// 32; the base and the container's child need room too.
-const maxDepth = 28
 
 // layer is what layer.json says.
 type layer struct {
@@ -164,32 +159,6 @@ func (s *Store) model(ctx context.Context, l *layer) (*ext4.FS, error) {
 // disk is the layer's disk, for a container to make a child of.
 func (s *Store) disk(l *layer) vic.Disk {
 	return vic.Disk{Path: s.files.Path(s.path("layers", l.Dir, diskFile)), Bytes: l.Bytes}
-}
-
-// below is a layer's disk that is opened when it is first read. Most layers
-// need nothing of what is below them.
-type below struct {
-	ctx  context.Context
-	s    *Store
-	at   vic.Disk
-	disk *chain.Disk
-}
-
-func (b *below) ReadAt(p []byte, off int64) (int, error) {
-	if b.disk == nil {
-		d, err := b.s.openDisk(b.ctx, b.at.Path, nil)
-		if err != nil {
-			return 0, fmt.Errorf("open the layer below: %w", err)
-		}
-		b.disk = d
-	}
-	return b.disk.ReadAt(p, off)
-}
-
-func (b *below) close() {
-	if b.disk != nil {
-		_ = b.disk.Close() // It was only read.
-	}
 }
 
 // base opens the chain's foundation, or makes it: the empty filesystem.

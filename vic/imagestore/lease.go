@@ -292,7 +292,7 @@ func (s *Store) old(name string, at, now time.Time) bool {
 	} else if time.Since(seen.first) > 2*s.leaseTime {
 		return true
 	}
-	return now.Sub(at) > s.leaseTime
+	return !at.IsZero() && now.Sub(at) > s.leaseTime
 }
 
 // readUse reads what somebody's use says. One that is gone, or whose record is

@@ -205,7 +205,7 @@ func fetchJSON(ctx context.Context, src Source, d ocispec.Descriptor, limit int6
 		return nil, fmt.Errorf("fetch %s: %w", d.Digest, err)
 	}
 	if int64(len(b)) != d.Size || d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return nil, fault.Of(vic.ErrInvalid, "the registry sent something else than %s", d.Digest)
+		return nil, fault.Of(vic.ErrInvalid, "something else came than %s", d.Digest)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return nil, fault.Of(vic.ErrInvalid, "%s: %v", d.Digest, err)

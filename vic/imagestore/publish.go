@@ -142,7 +142,7 @@ func (applies) readable(b *below) bool {
 	var p [1]byte
 	_, err := b.ReadAt(p[:], 0)
 	if err != nil && b.ctx.Err() == nil {
-		b.s.c.Logger().Info("a layer's disk cannot be read from here, so files that come again are stored again", "disk", b.at.Path, "reason", err)
+		b.s.c.Logger().Info("a layer's disk cannot be read from here, so files that come again are stored again", "disk", b.s.disk(b.top).Path, "reason", err)
 	}
 	return err == nil
 }

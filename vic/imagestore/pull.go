@@ -72,17 +72,23 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	if err != nil {
 		return nil, err
 	}
+	var img *Image
+	err = s.usingImage(ctx, f, func(ctx context.Context, s *Store) (err error) {
+		img, err = s.bring(ctx, src, name, f, t)
+		return err
+	})
+	return img, err
+}
+
+// usingImage runs do with a use of all that an image has. Where the lease is
+// lost, because the process slept so long that it was taken for dead, do runs
+// again, with what is there by then.
+func (s *Store) usingImage(ctx context.Context, f *found, do func(ctx context.Context, s *Store) error) error {
+	wants := append(s.dirs(f.config.RootFS.DiffIDs), s.baseDir())
 	for try := 0; ; try++ {
-		var img *Image
-		wants := append(s.dirs(f.config.RootFS.DiffIDs), s.baseDir())
-		err := s.using(ctx, leaseDoc{Wants: wants, Image: f.manifest}, func(ctx context.Context, s *Store) (err error) {
-			img, err = s.bring(ctx, src, name, f, t)
-			return err
-		})
-		// One that slept so long that it was taken for dead begins again, with
-		// what is there by now.
+		err := s.using(ctx, leaseDoc{Wants: wants, Image: f.manifest}, do)
 		if !errors.Is(err, errLost) || try == 3 {
-			return img, err
+			return err
 		}
 	}
 }
@@ -230,7 +236,7 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 	id := f.layers[i].Digest.String()
 	l := &layer{
 		Version: 1, Format: ext4.FormatVersion, ChainID: chain[i], DiffID: f.config.RootFS.DiffIDs[i],
-		Dir: s.layerDir(chain[i]), CID: contentID(s.layerDir(chain[i])), Depth: parent.Depth + 1, Bytes: s.bytes,
+		Dir: s.layerDir(chain[i]), CID: contentID(s.layerDir(chain[i])), Bytes: s.bytes,
 	}
 	if i > 0 {
 		l.Parent = chain[i-1]
@@ -245,9 +251,6 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		t.tell(id, "done", f.layers[i].Size, f.layers[i].Size)
 		return l, fs, err
 	}
-	if l.Depth > maxDepth {
-		return nil, nil, fault.Of(vic.ErrUnsupported, "the image has more than %d layers that are not empty, and a chain of disks must not be longer", maxDepth-2)
-	}
 	var err error
 	if fs == nil {
 		if fs, err = s.model(ctx, parent); err != nil {
@@ -255,8 +258,12 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		}
 	}
 	t.tell(id, "apply", 0, 0)
-	under := &below{ctx: ctx, s: s, at: s.disk(parent)}
+	under, err := s.under(ctx, parent)
+	if err != nil {
+		return nil, nil, err
+	}
 	defer under.close()
+	l.Depth = under.depth + 1
 	if err := u.spool.seal(fs, u.layer, u.record, under); err != nil {
 		var full *ext4.NoSpaceError
 		if errors.As(err, &full) {
@@ -275,7 +282,7 @@ func (s *Store) add(ctx context.Context, parent *layer, fs *ext4.FS, u *unpacked
 		if err := s.putRecord(ctx, tmp, u.record); err != nil {
 			return err
 		}
-		return s.upload(ctx, tmp, l, u.spool, parent.CID, "../"+parent.Dir+"/"+diskFile, index,
+		return s.upload(ctx, tmp, l, u.spool, under.cid, under.hint(), index,
 			func(n int64) { t.tell(id, "upload", n, u.spool.size) })
 	})
 	if err != nil {

@@ -162,7 +162,7 @@ func TestRealLayersComeOutAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, m, config := load(t, layout)
-		img, err := store.Pull(t.Context(), layoutSource(layout), "registry.example/"+name+":latest", nil)
+		img, err := store.Pull(t.Context(), onDisk(layout), "registry.example/"+name+":latest", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,10 +260,10 @@ func edit(t *testing.T, name string, f func([]byte) []byte) {
 	}
 }
 
-// layoutSource is an OCI layout as a source; every reference is "latest".
-type layoutSource string
+// onDisk is an OCI layout as a source; every reference is "latest".
+type onDisk string
 
-func (l layoutSource) Resolve(context.Context, string) (ocispec.Descriptor, error) {
+func (l onDisk) Resolve(context.Context, string) (ocispec.Descriptor, error) {
 	b, err := os.ReadFile(filepath.Join(string(l), "index.json"))
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -271,6 +271,6 @@ func (l layoutSource) Resolve(context.Context, string) (ocispec.Descriptor, erro
 	return latest(b)
 }
 
-func (l layoutSource) Fetch(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+func (l onDisk) Fetch(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 	return os.Open(blob(string(l), d.Digest))
 }

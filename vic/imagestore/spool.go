@@ -33,19 +33,23 @@ func newSpool(dir string, bytes int64) (*spool, error) {
 
 // seal binds the file contents, adds the metadata that the layer touched, and
 // completes the extent and the layer's record. l and r are nil for a layer
-// without a tar; parent is the disk below, of which files are taken over that
-// the layer has again.
-func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, parent io.ReaderAt) error {
+// without a tar. Of the disks below, files are taken over that the layer has
+// again, and the extent holds what is in those that it is to take the place of.
+func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, under *below) error {
 	if l != nil {
 		o := &ext4.ApplyOptions{Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) }}
-		if b, ok := parent.(*below); !ok || b.s.publisher.readable(b) {
-			o.Spool, o.Parent = s.w.Data(), parent
+		if under.s.publisher.readable(under) {
+			o.Spool, o.Parent = s.w.Data(), under
 		}
 		extents, err := fs.ApplyWith(l, o)
 		if err == nil {
 			err = r.finish()
 		}
 		if err != nil {
+			return err
+		}
+		// First, because what the layer itself writes takes its place.
+		if err := under.copyFolded(fs, s.w); err != nil {
 			return err
 		}
 		const sectors = ext4.BlockSize / vmdk.SectorSize
