@@ -28,7 +28,7 @@ func TestBootHelper(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = rand.Read(want[512:5<<20]) // not a whole page at its start
+	_, _ = rand.Read(want[512 : 5<<20]) // not a whole page at its start
 	_, _ = rand.Read(want[size-4096:])
 	start := time.Now()
 	n, err := c.Apply(ctx, 0, size, func(w io.WriterAt) error {

@@ -378,7 +378,7 @@ func TestApplyKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const lease = 2 * time.Second
+	const lease = 5 * time.Second
 	b, err := json.Marshal(applyOrder{URL: cfg.URL, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Authority: key,
 		Proxy: guestProxy(t, e), LeaseMS: int(lease.Milliseconds())})
 	if err != nil {
@@ -437,6 +437,13 @@ func TestApplyKilled(t *testing.T) {
 			}
 			time.Sleep(lease + 500*time.Millisecond)
 			if err := c.clear(); err != nil {
+				t.Fatal(err)
+			}
+			if left := helpers(t, e); len(left) > 0 {
+				t.Errorf("helpers are left: %v", left)
+			}
+			// The right to make a layer goes with the next pull or gc.
+			if _, err := eng.Images().GC(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			clean(t, e)

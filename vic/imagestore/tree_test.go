@@ -200,7 +200,7 @@ func flattened(t *testing.T, vmdk string) []treecmp.Entry {
 	t.Helper()
 	dir := t.TempDir()
 	raw := filepath.Join(dir, "raw")
-	command(t, "qemu-img", "convert", "-O", "raw", vmdk, raw)
+	command(t, "qemu-img", "convert", "-O", "raw", wholeChain(t, vmdk), raw)
 	command(t, "e2fsck", "-fn", raw)
 	mnt := filepath.Join(dir, "mnt")
 	if err := os.Mkdir(mnt, 0o700); err != nil {
@@ -221,6 +221,42 @@ func flattened(t *testing.T, vmdk string) []treecmp.Entry {
 		t.Fatal(err)
 	}
 	return list
+}
+
+// wholeChain spells a chain for QEMU, to which the hints of ESXi's kind mean
+// nothing on this machine.
+func wholeChain(t *testing.T, vmdk string) string {
+	t.Helper()
+	root, _, ok := strings.Cut(vmdk, "/datastores/")
+	if !ok {
+		t.Fatalf("%s is on no datastore", vmdk)
+	}
+	var node func(file string) map[string]any
+	node = func(file string) map[string]any {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := map[string]any{"driver": "vmdk", "file": map[string]any{"driver": "file", "filename": file}}
+		for line := range strings.Lines(string(b)) {
+			hint, ok := strings.CutPrefix(strings.TrimSpace(line), "parentFileNameHint=")
+			if !ok {
+				continue
+			}
+			hint = strings.Trim(hint, `"`)
+			if rest, ok := strings.CutPrefix(hint, "/vmfs/volumes/"); ok {
+				n["backing"] = node(filepath.Join(root, "datastores", rest))
+			} else {
+				n["backing"] = node(filepath.Join(filepath.Dir(file), hint))
+			}
+		}
+		return n
+	}
+	b, err := json.Marshal(node(vmdk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "json:" + string(b)
 }
 
 func command(t *testing.T, name string, args ...string) string {

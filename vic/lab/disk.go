@@ -123,9 +123,11 @@ func (l *Lab) parentOf(k link) (location, types.BaseMethodFault) {
 	return p, nil
 }
 
-// hintTo spells the way from a child to its parent.
+// hintTo spells the way from a child to its parent: as ESXi does, by its whole
+// path, where that is on another datastore, or where the child is of a native
+// one and the parent in another directory.
 func hintTo(child, parent location) string {
-	if child.store != parent.store {
+	if child.store != parent.store || child.native && path.Dir(child.rel) != path.Dir(parent.rel) {
 		return "/vmfs/volumes/" + parent.name + "/" + parent.rel
 	}
 	from, to := strings.Split(path.Dir(child.rel), "/"), strings.Split(parent.rel, "/")

@@ -33,7 +33,10 @@ type Options struct {
 	// extent is refused, and so is any use of a child disk that the API has not
 	// made. A real one has children of another format (seSparse), which QEMU
 	// cannot write: here they are vmfsSparse inside, in files named
-	// NAME-sesparse.vmdk, and their descriptors have a mark (ddb.lab.native).
+	// NAME-sesparse.vmdk, and their descriptors have a mark (ddb.lab.native). A
+	// parent in another directory is named by its whole path, as ESXi does
+	// (/vmfs/volumes/DATASTORE/…), so a directory of disks that have children
+	// cannot be renamed.
 	NativeDatastores []string
 	// Hosts is the number of hosts in the cluster: 1, at most 64.
 	Hosts int
