@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vicsdk/vic-go/internal/testlab"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
@@ -157,6 +158,40 @@ func TestApply(t *testing.T) {
 		t.Errorf("layers are left: %v", left)
 	}
 	clean(t, e)
+	// Each was deleted as a disk: two containers', five layers' and the base.
+	if n := e.Lab.Counters().Tasks["deleteVirtualDisk"]; n != 8 {
+		t.Errorf("%d disks were deleted as disks", n)
+	}
+}
+
+// A disk that has had children, and says so, is deleted as a disk all the same.
+func TestDeleteDisk(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true, Lab: native})
+	d, err := e.Client.Session().Datastore(t.Context(), "datastore1", func(d vsphere.Datastore) bool { return d.Name == "datastore1" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := e.Client.Session().Files(d.Ref, d.Name)
+	if err := files.CreateThinDisk(t.Context(), "x.vmdk", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(e.Datastore(), "x.vmdk")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, append(b, "ddb.deletable = \"false\"\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := files.DeleteDisk(t.Context(), "x.vmdk"); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(e.Datastore(), "x*")); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+	if err := files.DeleteDisk(t.Context(), "x.vmdk"); !errors.Is(err, vic.ErrNotFound) {
+		t.Errorf("delete what is gone: %v", err)
+	}
 }
 
 // The options decide, where the datastore does not, and say what is missing.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -170,7 +171,27 @@ func (l *Lab) makeDisk(p location, parent string, bytes int64) types.BaseMethodF
 	if err := createChild(p, chain[0].desc, hintTo(p, pp)); err != nil {
 		return diskFault(p, err)
 	}
+	if p.native {
+		if err := keepParent(chain[0]); err != nil {
+			return diskFault(pp, err)
+		}
+	}
 	return nil
+}
+
+// keepParent marks a disk that has children, as ESXi does: VirtualDiskManager
+// does not delete it then, not even when they are gone.
+func keepParent(k link) error {
+	if !isDeletable(k.desc) {
+		return nil
+	}
+	d := *k.desc
+	d.DDB = append(slices.Clone(d.DDB), vmdk.Entry{Key: deletableKey, Value: "false"})
+	tmp := location{k.at.store, path.Join(hidden, "desc-"+randomText())}
+	if err := writeDescriptor(tmp, &d); err != nil {
+		return err
+	}
+	return tmp.root.Rename(tmp.rel, k.at.rel)
 }
 
 func diskFault(p location, err error) types.BaseMethodFault {

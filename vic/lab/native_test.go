@@ -70,9 +70,12 @@ func TestNativeDatastore(t *testing.T) {
 	if _, err := c.create(spec("x", disk("", 0, "[datastore1] up/up.vmdk"))); err == nil || !strings.Contains(err.Error(), "the API has not made") {
 		t.Errorf("an uploaded disk is a parent: %v", err)
 	}
-	// The API moves a child, and it stays one.
+	// What has children is not deleted as a disk.
 	vdm := object.NewVirtualDiskManager(c.Client.Client)
-	tk, err := vdm.MoveVirtualDisk(ctx, "[datastore1] a/a.vmdk", c.dc, "[datastore1] up/moved.vmdk", c.dc, false)
+	tk, err := vdm.DeleteVirtualDisk(ctx, "[datastore1] base.vmdk", c.dc)
+	wantFault(t, done(t, tk, err), &types.CannotDeleteFile{})
+	// The API moves a child, and it stays one.
+	tk, err = vdm.MoveVirtualDisk(ctx, "[datastore1] a/a.vmdk", c.dc, "[datastore1] up/moved.vmdk", c.dc, false)
 	ok(t, done(t, tk, err))
 	if _, err := os.Stat(c.path("up/moved-sesparse.vmdk")); err != nil {
 		t.Error(err)

@@ -21,6 +21,8 @@ const (
 	vmfsSparse = "VMFSSPARSE"
 	uuidKey    = "ddb.uuid"
 	nativeKey  = "ddb.lab.native"
+
+	deletableKey = "ddb.deletable"
 )
 
 // parseDisk reads a descriptor and refuses what vSphere would not run and what
@@ -77,9 +79,11 @@ func newDiskID() (cid uint32, id string) {
 }
 
 // uuidOf returns ddb.uuid as it stands, or "".
-func uuidOf(d *vmdk.Descriptor) string {
+func uuidOf(d *vmdk.Descriptor) string { return entry(d, uuidKey) }
+
+func entry(d *vmdk.Descriptor, key string) string {
 	for _, e := range d.DDB {
-		if e.Key == uuidKey {
+		if e.Key == key {
 			return e.Value
 		}
 	}
@@ -146,14 +150,10 @@ func deltaSuffix(p location) string {
 
 // isNative tells whether the API has made a child disk on a datastore where
 // only it may.
-func isNative(d *vmdk.Descriptor) bool {
-	for _, e := range d.DDB {
-		if e.Key == nativeKey {
-			return true
-		}
-	}
-	return false
-}
+func isNative(d *vmdk.Descriptor) bool { return entry(d, nativeKey) != "" }
+
+// isDeletable tells whether VirtualDiskManager may delete a disk.
+func isDeletable(d *vmdk.Descriptor) bool { return entry(d, deletableKey) != "false" }
 
 // createDisk makes the extent first: a descriptor never names what is not there.
 func createDisk(p location, d *vmdk.Descriptor, uuid string, fill func(*os.File) error) error {
