@@ -14,7 +14,7 @@ export VIC_TEST_KERNEL_TREE := $(KERNEL_TREE)
 FUZZTIME ?= 3m
 BENCH    ?= .
 
-.PHONY: help setup build release kernel demo test test-short bench soak fuzz plant lint clean
+.PHONY: help setup build release kernel demo test test-short bench soak determinism determinism fuzz plant lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,11 +47,15 @@ test-short: ## what needs neither QEMU nor root
 	go test -short ./...
 
 bench: setup build ## the performance table
-	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench ./vic/imagestore
 
-soak: setup build fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees, kills
+soak: setup build determinism fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees and images, kills
 	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
-	VIC_SOAK=1 go test -v -timeout 60m -run TestKill ./vic/imagestore
+	VIC_SOAK=1 go test -v -timeout 60m -run 'TestKill|TestCutOff' ./vic/imagestore
+	VIC_SOAK=1 go test -v -timeout 120m -run TestRealImages ./vic/imagestore
+
+determinism: setup ## the same bytes on machines of 32 and 64 bits and of both byte orders
+	scripts/determinism
 
 fuzz: ## every fuzz target for FUZZTIME (3m) each under a memory cap, with its coverage
 	scripts/fuzz $(FUZZTIME)

@@ -63,7 +63,8 @@ type Event struct {
 	Op string `json:"op"`
 	// ID is what it is about: a layer's digest, a VM's name.
 	ID string `json:"id,omitempty"`
-	// Phase of the work on ID: "download", "apply", "upload", "exists", "done", …
+	// Phase of the work on ID: "download", "apply", "upload", "exists", "pack",
+	// "push", "mounted", "done", …
 	Phase string `json:"phase"`
 	// Done of Total bytes; Total is 0 where it is not known.
 	Done  int64     `json:"done,omitempty"`

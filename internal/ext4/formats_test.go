@@ -52,7 +52,7 @@ func TestTarFormats(t *testing.T) {
 	must(unix.Mknod(p("fifo"), unix.S_IFIFO|0o640, 0))
 	must(unix.Mknod(p("dev"), unix.S_IFBLK|0o640, int(unix.Mkdev(259, 70000))))
 	must(unix.Mknod(p("sock"), unix.S_IFSOCK|0o640, 0))
-	must(os.Chown(p("latin-\xe9\xff"), 3000000, 4294967294))
+	must(os.Chown(p("latin-\xe9\xff"), 3000000, id(4294967294)))
 	must(os.WriteFile(p("old"), nil, 0o644))
 	must(os.Chtimes(p("old"), day, time.Unix(-300000000, 0)))
 	must(os.WriteFile(p("far"), nil, 0o644))

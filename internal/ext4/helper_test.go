@@ -278,7 +278,7 @@ func kernelTree(t testing.TB, root string) map[string]node {
 			return err
 		}
 		rel, _ := filepath.Rel(root, name)
-		n := node{Mode: fi.Mode(), UID: st.Uid, GID: st.Gid, Size: st.Size, Mtime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec).UTC(), Nlink: uint32(st.Nlink)}
+		n := node{Mode: fi.Mode(), UID: st.Uid, GID: st.Gid, Size: st.Size, Mtime: time.Unix(int64(st.Mtim.Sec), int64(st.Mtim.Nsec)).UTC(), Nlink: uint32(st.Nlink)}
 		switch {
 		case fi.IsDir():
 			n.Size = 0
@@ -342,6 +342,14 @@ func kernelXattrs(name string) (map[string]string, error) {
 		out[k] = string(v[:n])
 	}
 	return out, nil
+}
+
+// id is an owner as package tar has it, whose int is too small on machines of 32 bits.
+func id(n uint32) int {
+	if int(n) < 0 {
+		return int(n >> 1)
+	}
+	return int(n)
 }
 
 // entry is a tar entry in short.

@@ -84,7 +84,7 @@ func richLayers(t testing.TB) [][]byte {
 		{name: "dev/large", typ: tar.TypeBlock, dev: [2]int64{4095, 1048575}},
 		{name: "dev/mid", typ: tar.TypeChar, dev: [2]int64{255, 256}},
 		{name: "dev/fifo", typ: tar.TypeFifo},
-		{name: "var/ids", body: "ids", uid: 3000000000, gid: 70000},
+		{name: "var/ids", body: "ids", uid: id(3000000000), gid: 70000},
 		{name: "var/old", body: "old", mtime: time.Unix(-1234567890, 5)},
 		{name: "var/y2100", body: "new", mtime: time.Date(2100, 1, 1, 0, 0, 0, 999999999, time.UTC)},
 		{name: "var/epoch", body: "new", mtime: time.Unix(0, 0)},

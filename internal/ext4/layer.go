@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -49,9 +50,9 @@ type Layer struct {
 	Entries int
 	// Bytes is the sum of all file sizes, holes included.
 	Bytes int64
-	// Dropped names extended attributes of namespaces that Linux filesystems do not have
-	// ("path: name", for example com.apple.quarantine), at most 100. They are left out, as
-	// other runtimes do.
+	// Dropped names extended attributes that Linux filesystems do not have ("path: name", for
+	// example com.apple.quarantine, or user.x of a symlink), at most 100. They are left out,
+	// as other runtimes do.
 	Dropped []string
 
 	ops   []op
@@ -192,6 +193,7 @@ func (lr *layerReader) entry(h *tar.Header, r io.Reader) error {
 		o.typ = modeDir
 	case tar.TypeSymlink:
 		o.typ = modeSymlink
+		o.attrs.mode = 0o777 // Linux knows no other
 		if err := lr.symlink(&o, h.Linkname); err != nil {
 			return err
 		}
@@ -199,6 +201,9 @@ func (lr *layerReader) entry(h *tar.Header, r io.Reader) error {
 		o.kind = opLink
 		if o.link, err = lr.cleanName("hard link target", h.Linkname); err != nil {
 			return err
+		}
+		if o.link == "" {
+			return errors.New("hard link target is the root, which is a directory")
 		}
 	case tar.TypeChar, tar.TypeBlock:
 		o.typ = modeChar
@@ -257,11 +262,12 @@ func (lr *layerReader) whiteout(o *op) (bool, error) {
 
 func (lr *layerReader) attrs(h *tar.Header) (a attrs, err error) {
 	const maxID = 1<<32 - 2 // 2^32-1 means "no ID"
-	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
-		return a, fmt.Errorf("owner %d:%d is outside 0 to %d", h.Uid, h.Gid, maxID)
+	uid, gid := ownerID(h, "uid", h.Uid), ownerID(h, "gid", h.Gid)
+	if uid < 0 || uid > maxID || gid < 0 || gid > maxID {
+		return a, fmt.Errorf("owner %d:%d is outside 0 to %d", uid, gid, int64(maxID))
 	}
 	a.mode = uint16(h.Mode & 0o7777)
-	a.uid, a.gid = uint32(h.Uid), uint32(h.Gid)
+	a.uid, a.gid = uint32(uid), uint32(gid)
 	a.mtime = toStamp(h.ModTime)
 	a.atime, a.ctime = a.mtime, a.mtime
 	if !h.AccessTime.IsZero() {
@@ -276,13 +282,20 @@ func (lr *layerReader) attrs(h *tar.Header) (a attrs, err error) {
 	return a, err
 }
 
+// ownerID is an ID of the header's, which package tar keeps in an int: on machines of 32 bits that
+// is too small for half of them, but for what an extended header says.
+func ownerID(h *tar.Header, record string, id int) int64 {
+	if n, err := strconv.ParseInt(h.PAXRecords[record], 10, 64); err == nil {
+		return n
+	}
+	return int64(id)
+}
+
 // toStamp moves times that ext4 cannot hold (34 bits of seconds, 1901 to 2446) to the nearest
 // that it can, as the kernel does.
 func toStamp(t time.Time) stamp {
 	const lo, hi = -1 << 31, 1<<34 - 1<<31 - 1
 	switch s := t.Unix(); {
-	case t.IsZero():
-		return stamp{}
 	case s < lo:
 		return stamp{sec: lo}
 	case s > hi:

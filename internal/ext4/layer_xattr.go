@@ -10,6 +10,20 @@ import (
 	"strings"
 )
 
+// fits reports whether Linux lets a file of the type have the attribute: xattr(7), "User extended
+// attributes"; acl(5).
+func (x xattr) fits(typ byte) bool {
+	switch typ {
+	case tar.TypeDir, tar.TypeLink: // what a link names may have any; the attributes are not used
+		return true
+	case tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse:
+		return x.index != indexACLDefault
+	case tar.TypeSymlink:
+		return x.index != indexUser && x.index != indexACL && x.index != indexACLDefault
+	}
+	return x.index != indexUser && x.index != indexACLDefault
+}
+
 // xattrs reads the extended attributes of an entry: SCHILY.xattr.NAME holds the value as it is,
 // LIBARCHIVE.xattr.NAME has the name URL-encoded and the value in base64. Where both name one
 // attribute, the first form counts.
@@ -49,7 +63,10 @@ func (lr *layerReader) xattrs(h *tar.Header) ([]xattr, error) {
 	var dropped []string
 	for name, v := range found {
 		x, err := newXattr(name, v)
-		if errors.Is(err, errXattrNamespace) {
+		if errors.Is(err, errNoACL) {
+			continue
+		}
+		if errors.Is(err, errXattrNamespace) || err == nil && !x.fits(h.Typeflag) {
 			dropped = append(dropped, h.Name+": "+name)
 			continue
 		}

@@ -23,16 +23,18 @@ const (
 	xattrBlockHead = 32
 	xattrBlockRoom = BlockSize - xattrBlockHead - 4
 
+	indexUser       = 1
 	indexACL        = 2
 	indexACLDefault = 3
+	indexSecurity   = 6
 )
 
 var namespaces = []struct {
 	prefix string
 	index  byte
 }{
-	{"user.", 1}, {"system.posix_acl_access", indexACL}, {"system.posix_acl_default", indexACLDefault},
-	{"trusted.", 4}, {"security.", 6},
+	{"user.", indexUser}, {"system.posix_acl_access", indexACL}, {"system.posix_acl_default", indexACLDefault},
+	{"trusted.", 4}, {"security.", indexSecurity},
 }
 
 var (
@@ -40,6 +42,22 @@ var (
 	// errXattrNamespace is for names that no Linux filesystem stores, such as com.apple.*.
 	errXattrNamespace = errors.New("ext4 has no such namespace of extended attributes")
 )
+
+// validCapability reports whether setxattr(2) would take a value of security.capability:
+// capabilities(7), "File capability extended attribute versioning". With another one the kernel
+// refuses to run the file.
+func validCapability(v string) bool {
+	if len(v) < 4 {
+		return false
+	}
+	switch le.Uint32([]byte(v[:4])) >> 24 {
+	case 2:
+		return len(v) == 20
+	case 3:
+		return len(v) == 24
+	}
+	return false
+}
 
 // newXattr converts an attribute from the form of setxattr(2).
 func newXattr(name, value string) (xattr, error) {
@@ -62,6 +80,9 @@ func newXattr(name, value string) (xattr, error) {
 			if value, err = aclToDisk(value); err != nil {
 				return xattr{}, fmt.Errorf("%s: %w", name, err)
 			}
+		}
+		if ns.index == indexSecurity && rest == "capability" && !validCapability(value) {
+			return xattr{}, fmt.Errorf("%s of %d bytes is no set of capabilities of version 2 or 3", name, len(value))
 		}
 		return xattr{ns.index, rest, value}, nil
 	}
@@ -172,15 +193,27 @@ const (
 	aclOther    = 0x20
 )
 
+// errNoACL is for an access control list without entries, which setxattr(2) takes to mean that
+// there is to be none.
+var errNoACL = errors.New("access control list without entries")
+
 // aclToDisk converts an access control list: setxattr(2) has version 2 and 8 bytes for every
-// entry, the disk has version 1 and leaves out IDs where the tag has none.
+// entry, the disk has version 1 and leaves out IDs where the tag has none. The entries must be
+// such as setxattr(2) takes (acl(5), "ACL entries" and "Valid ACLs"): in the order of their tags,
+// and with a mask if there are named users or groups.
 func aclToDisk(v string) (string, error) {
 	if len(v) < 4 || (len(v)-4)%8 != 0 || le.Uint32([]byte(v[:4])) != 2 {
 		return "", fmt.Errorf("not an access control list of version 2 (%d bytes)", len(v))
 	}
+	if len(v) == 4 {
+		return "", errNoACL
+	}
 	out := []byte{1, 0, 0, 0}
+	var seen, last uint16
 	for e := []byte(v[4:]); len(e) > 0; e = e[8:] {
-		switch tag := le.Uint16(e); tag {
+		tag := le.Uint16(e)
+		named := tag == aclUser || tag == aclGroup
+		switch tag {
 		case aclUserObj, aclGroupObj, aclMask, aclOther:
 			out = append(out, e[:4]...)
 		case aclUser, aclGroup:
@@ -188,6 +221,23 @@ func aclToDisk(v string) (string, error) {
 		default:
 			return "", fmt.Errorf("access control list has an entry with unknown tag %#x", tag)
 		}
+		switch {
+		case tag < last || tag == last && !named:
+			return "", fmt.Errorf("access control list: tag %#x follows %#x", tag, last)
+		case le.Uint16(e[2:]) > 7:
+			return "", fmt.Errorf("access control list: permissions %#o", le.Uint16(e[2:]))
+		case named && le.Uint32(e[4:]) == 1<<32-1:
+			return "", fmt.Errorf("access control list: tag %#x without an ID", tag)
+		}
+		seen |= tag
+		last = tag
+	}
+	need := uint16(aclUserObj | aclGroupObj | aclOther)
+	if seen&(aclUser|aclGroup) != 0 {
+		need |= aclMask
+	}
+	if seen&need != need {
+		return "", fmt.Errorf("access control list lacks entries: it has tags %#x, not %#x", seen, need)
 	}
 	return string(out), nil
 }

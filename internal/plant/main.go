@@ -44,6 +44,20 @@ var bugs = []bug{
 		pkg:    "./vic/imagestore", target: "FuzzManifest",
 	},
 	{
+		parser: "packed layer: what is cut off passes for what has ended",
+		file:   "vic/imagestore/ahead.go",
+		old:    "\t\t\ta.err = err\n",
+		new:    "\t\t\tif a.err = err; err == io.ErrUnexpectedEOF {\n\t\t\t\ta.err = io.EOF\n\t\t\t}\n",
+		pkg:    "./vic/imagestore", target: "FuzzDecompress",
+	},
+	{
+		parser: "chain: a parent may lie outside of the datastore",
+		file:   "internal/chain/chain.go",
+		old:    `c == ".." || strings.HasPrefix(c, "../")`,
+		new:    `c == ".."`,
+		pkg:    "./internal/chain", target: "FuzzOpen",
+	},
+	{
 		parser: "VMDK descriptor: the number of sectors is cut to 32 bits when written",
 		file:   "internal/vmdk/descriptor.go",
 		old:    `fmt.Fprintf(&b, "%s %d %s", e.Access, e.Sectors, e.Type)`,

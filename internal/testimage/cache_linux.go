@@ -18,7 +18,7 @@ import (
 // source is this package's own code. Whatever changes in it makes another
 // recipe, so a cache never serves what an older recipe made.
 //
-//go:embed layer.go tree.go image.go layout.go apt_linux.go busybox_linux.go zoo.go demo_linux.go debian_linux.go
+//go:embed layer.go tree.go image.go layout.go apt_linux.go busybox_linux.go zoo.go demo_linux.go debian_linux.go real_linux.go
 var source embed.FS
 
 // CacheDir returns the directory for what is fetched or built once:

@@ -41,5 +41,5 @@ func Choose(e Entities, name string) (string, error) {
 
 // NewRemoteFile makes a file of what read gives.
 func NewRemoteFile(size int64, read func(off, n int64) ([]byte, error)) *RemoteFile {
-	return &RemoteFile{read: read, size: size, chunks: map[int64][]byte{}, runs: map[int64]int64{}}
+	return &RemoteFile{read: read, size: size, max: maxChunks, chunks: map[int64][]byte{}, runs: map[int64]int64{}}
 }

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vmware/govmomi/object"
@@ -27,6 +28,9 @@ type Files struct {
 	dcPath     string
 	name       string
 	datastore  types.ManagedObjectReference
+
+	mu     sync.Mutex
+	browse *object.HostDatastoreBrowser // once it was asked for; it stays the same
 }
 
 // NewFiles gives access to a datastore of a datacenter, whose inventory path
@@ -229,7 +233,7 @@ type Entry struct {
 
 // List lists a directory. One that does not exist is fault.ErrNotFound.
 func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
-	b, err := object.NewDatastore(f.s.Vim, f.datastore).Browser(ctx)
+	b, err := f.browser(ctx)
 	if err != nil {
 		return nil, Judge(err)
 	}
@@ -248,11 +252,24 @@ func (f *Files) List(ctx context.Context, p string) ([]Entry, error) {
 	return entries(res.File), nil
 }
 
+func (f *Files) browser(ctx context.Context) (*object.HostDatastoreBrowser, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.browse == nil {
+		b, err := object.NewDatastore(f.s.Vim, f.datastore).Browser(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f.browse = b
+	}
+	return f.browse, nil
+}
+
 // Tree lists a directory and all below it in one task, by the paths of the
 // directories from p: "" is p itself. One that does not exist is
 // fault.ErrNotFound.
 func (f *Files) Tree(ctx context.Context, p string) (map[string][]Entry, error) {
-	b, err := object.NewDatastore(f.s.Vim, f.datastore).Browser(ctx)
+	b, err := f.browser(ctx)
 	if err != nil {
 		return nil, Judge(err)
 	}

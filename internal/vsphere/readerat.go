@@ -22,7 +22,7 @@ func Nonce() string {
 const (
 	chunk     = 256 << 10
 	maxChunks = 64
-	maxRun    = 16 // chunks of one request
+	runShare  = 4 // of what is kept, for one request: one part in so many
 )
 
 // A RemoteFile reads a datastore's file at any offset by Range requests, longer
@@ -34,6 +34,7 @@ type RemoteFile struct {
 	size int64
 
 	mu     sync.Mutex
+	max    int // chunks that are kept
 	chunks map[int64][]byte
 	order  []int64
 	// runs are the lengths of the last requests, by the chunk behind them.
@@ -65,11 +66,15 @@ func (f *Files) OpenFile(ctx context.Context, p string) (*RemoteFile, error) {
 		}
 		return b, nil
 	}
-	return &RemoteFile{read: read, size: res.ContentLength, chunks: map[int64][]byte{}, runs: map[int64]int64{}}, nil
+	return &RemoteFile{read: read, size: res.ContentLength, max: maxChunks, chunks: map[int64][]byte{}, runs: map[int64]int64{}}, nil
 }
 
 // Size is the file's size in bytes at its opening.
 func (r *RemoteFile) Size() int64 { return r.size }
+
+// Keep changes how much of what was read is kept, to bytes rounded down to
+// 256 KiB but at least 1 MiB. It is called before the first reading.
+func (r *RemoteFile) Keep(bytes int64) { r.max = int(max(bytes, 1<<20) / chunk) }
 
 // Close frees what was kept.
 func (r *RemoteFile) Close() error {
@@ -109,7 +114,7 @@ func (r *RemoteFile) chunk(i int64) ([]byte, error) {
 	run := int64(1)
 	if before, ok := r.runs[i]; ok {
 		delete(r.runs, i)
-		run = min(2*before, maxRun)
+		run = min(2*before, int64(r.max/runShare))
 	}
 	all, err := r.read(i*chunk, min(run*chunk, r.size-i*chunk))
 	if err != nil {
@@ -131,7 +136,7 @@ func (r *RemoteFile) keep(i int64, c []byte) {
 	if _, ok := r.chunks[i]; ok {
 		return
 	}
-	if len(r.order) == maxChunks {
+	if len(r.order) == r.max {
 		delete(r.chunks, r.order[0])
 		r.order = r.order[1:]
 	}

@@ -34,6 +34,11 @@ func TestRemoteFile(t *testing.T) {
 		t.Errorf("front to end: %d requests", requests)
 	}
 	f := open()
+	f.Keep(1 << 20)
+	if got, err = io.ReadAll(io.NewSectionReader(f, 0, size)); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("keeping little: %d bytes, %v", len(got), err)
+	}
+	f = open()
 	rng := rand.New(rand.NewPCG(1, 2))
 	p := make([]byte, 1<<20)
 	for range 300 {

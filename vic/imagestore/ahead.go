@@ -46,7 +46,7 @@ func (a *ahead) run(r io.Reader) {
 			a.err = io.ErrClosedPipe
 			return
 		}
-		n, err := io.ReadFull(r, b[:aheadChunk])
+		n, err := fill(r, b[:aheadChunk])
 		if n > 0 {
 			select {
 			case a.full <- b[:n]:
@@ -56,13 +56,21 @@ func (a *ahead) run(r io.Reader) {
 			}
 		}
 		if err != nil {
-			if err == io.ErrUnexpectedEOF {
-				err = io.EOF
-			}
 			a.err = err
 			return
 		}
 	}
+}
+
+// fill reads until b is full. Its error is the reader's own, so that what was
+// cut off is told from what has ended.
+func fill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = r.Read(b[n:])
+		n += m
+	}
+	return n, err
 }
 
 func (a *ahead) Read(p []byte) (int, error) {

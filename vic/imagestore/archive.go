@@ -19,9 +19,10 @@ import (
 
 const (
 	// maxMembers bounds the members of an archive, maxMemberName their names
-	// and targets.
-	maxMembers    = 100000
+	// and targets, maxDocuments the bytes of manifests and configurations.
+	maxMembers    = 50000
 	maxMemberName = 1024
+	maxDocuments  = 64 << 20
 	// maxLinks bounds the symlinks that are followed from one to the next.
 	maxLinks = 16
 )
@@ -30,8 +31,9 @@ const (
 // contents by offset. No member ever becomes a file of its own, so no name can
 // lead anywhere.
 type archive struct {
-	f       *os.File
-	members map[string]*member
+	f         *os.File
+	members   map[string]*member
+	documents int64 // bytes that were read of them
 }
 
 // member is a file of an archive, or a link to one.
@@ -73,6 +75,11 @@ func (a *archive) fill(ctx context.Context, r io.Reader, bound, limit int64, tel
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF && n > 0 {
+			// What follows is padding; whoever writes it wants to be read, and
+			// a packed archive's checksum is at its end.
+			if _, err := io.Copy(io.Discard, io.LimitReader(ahead, limit)); err != nil {
+				return content(fmt.Errorf("the archive: %w", err))
+			}
 			return nil
 		}
 		if err == io.EOF {
@@ -180,7 +187,18 @@ func (a *archive) read(name string, limit int64) ([]byte, error) {
 	if m.size > limit {
 		return nil, fault.Of(vic.ErrInvalid, "the archive's %.200q has %d bytes; at most %d are taken", name, m.size, limit)
 	}
+	if err := a.count(m.size); err != nil {
+		return nil, err
+	}
 	return io.ReadAll(a.open(m))
+}
+
+// count bounds what documents take of memory, which all are in at once.
+func (a *archive) count(n int64) error {
+	if a.documents += n; a.documents > maxDocuments {
+		return fault.Of(vic.ErrInvalid, "the archive's manifests and configurations have more than %d bytes", maxDocuments)
+	}
+	return nil
 }
 
 func (a *archive) readJSON(name string, limit int64, v any) ([]byte, error) {

@@ -472,6 +472,12 @@ func TestHostileArchives(t *testing.T) {
 		{"larger than what is taken", pack(conf, [2]string{"layer.tar", strings.Repeat("x", 1<<20)}, good), imagestore.LoadOptions{MaxBytes: 1 << 19}, vic.ErrInvalid, "larger than"},
 		{"a member of a petabyte", petabyte(), imagestore.LoadOptions{}, vic.ErrInvalid, "larger than"},
 		{"a sparse member of a petabyte", sparsePetabyte(t), imagestore.LoadOptions{}, vic.ErrInvalid, "huge"},
+		{"gzip with a wrong checksum", func() []byte {
+			b := gz(pack(conf, body, good))
+			b[len(b)-6] ^= 1
+			return b
+		}(), imagestore.LoadOptions{}, vic.ErrInvalid, "checksum"},
+		{"padding behind the end", append(pack(conf, body, good), make([]byte, 3<<20)...), imagestore.LoadOptions{}, nil, ""},
 		{"a device", func() []byte {
 			var b bytes.Buffer
 			w := tar.NewWriter(&b)

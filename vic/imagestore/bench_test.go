@@ -23,8 +23,8 @@ import (
 	"github.com/vicsdk/vic-go/vic/imagestore"
 )
 
-// text is n bytes that pack about as well as programs do.
-func text(seed uint64, n int) []byte {
+// likeText is n bytes that pack about as well as programs do.
+func likeText(seed uint64, n int) []byte {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	words := make([][]byte, 4096)
 	for i := range words {
@@ -43,7 +43,7 @@ func text(seed uint64, n int) []byte {
 // manyFiles is a tar of n bytes of files of 4 KiB to 4 MiB.
 func manyFiles(seed uint64, n int) []byte {
 	rnd := rand.New(rand.NewPCG(seed, 2))
-	body := text(seed, 8<<20)
+	body := likeText(seed, 8<<20)
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for i := 0; b.Len() < n; i++ {
@@ -154,7 +154,7 @@ func BenchmarkLayerSize(b *testing.B) {
 		t := tar.NewWriter(w)
 		for f := range 64 {
 			_ = t.WriteHeader(&tar.Header{Name: fmt.Sprintf("file%d", f), Typeflag: tar.TypeReg, Mode: 0o644, Uid: i * 1000, Size: touched / 64})
-			_, _ = t.Write(text(uint64(f), touched/64))
+			_, _ = t.Write(likeText(uint64(f), touched/64))
 		}
 		_ = t.Close()
 	}

@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,9 @@ func (s *Store) diff(ctx context.Context, c *chain.Disk, dir string, depth int, 
 		})
 		if err != nil {
 			return err
+		}
+		if len(o.Changed) == 0 { // it never ran
+			return tar.NewWriter(w).Close()
 		}
 	} else { // by snapshots there are several disks above the image's
 		d, err := s.openDisk(ctx, s.disk(&layer{Dir: dir}).Path, nil)

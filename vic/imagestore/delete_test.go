@@ -175,6 +175,12 @@ func TestDelete(t *testing.T) {
 			}
 		}
 	}
+	// What another image stands on is not in use for that; its layers stay.
+	m.tagImage("lower", nil, "shared")
+	lower := pull(t, s, m, "lower")
+	if d, err := s.Delete(t.Context(), lower.Name(), nil); err != nil || len(d.Images) != 1 || len(d.Layers) > 0 {
+		t.Errorf("%+v, %v", d, err)
+	}
 	if d, err := s.Delete(t.Context(), c.Name(), &imagestore.DeleteOptions{Force: true}); err != nil || len(d.Untagged) != 1 || len(d.Images) > 0 {
 		t.Errorf("forced: %+v, %v", d, err)
 	}

@@ -3,6 +3,7 @@ package imagestore
 import (
 	"bytes"
 	"context"
+	"io"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -85,4 +86,18 @@ func Convert(ctx context.Context, dir string, bytes int64, src Source, d ocispec
 	}
 	defer u.close()
 	return u.layer.Bytes, nil
+}
+
+// Decompress unpacks a layer's bytes as a pull does, at most n of them.
+func Decompress(b []byte, n int64) ([]byte, error) {
+	packed := readAhead(bytes.NewReader(b))
+	defer packed.close()
+	r, closeR, err := decompress(packed, 1<<30)
+	if err != nil {
+		return nil, err
+	}
+	defer closeR()
+	plain := readAhead(r)
+	defer plain.close()
+	return io.ReadAll(io.LimitReader(plain, n))
 }

@@ -186,6 +186,10 @@ func TestFS(t *testing.T) {
 	}
 }
 
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 func TestTarIn(t *testing.T) {
 	e := testlab.Start(t, testlab.Options{NoBoot: true})
 	s := openStore(t, e, 0)
@@ -266,6 +270,23 @@ func TestTarIn(t *testing.T) {
 	want := []string{"C /etc", "A /etc/.wh.b", "C /etc/a", "A /new", "A /new/big", "A /new/deep", "A /new/deep/er", "A /new/deep/er/f", "A /new/sym"}
 	if err != nil || !slices.Equal(lines, want) {
 		t.Errorf("%v, (-want +got):\n%s", err, cmp.Diff(want, lines))
+	}
+
+	// A VM that ran and is off again has written to its disk, meanwhile.
+	extent := filepath.Join(e.Datastore(), "target/target-delta.vmdk")
+	archive := bytes.NewReader(tarOf(t, entry{name: "late"}))
+	ran := false
+	err = s.TarIn(t.Context(), d, "/", readerFunc(func(p []byte) (int, error) {
+		if !ran {
+			ran = true
+			if err := os.Chtimes(extent, time.Now(), time.Now()); err != nil {
+				t.Error(err)
+			}
+		}
+		return archive.Read(p)
+	}), nil)
+	if !errors.Is(err, vic.ErrConflict) || before != sum() {
+		t.Errorf("copied over what a VM wrote: %v", err)
 	}
 
 	// Copies at the same time come one after the other, and what a killed one

@@ -179,17 +179,6 @@ func (s *Store) loadLeases(ctx context.Context, st *state) error {
 			st.pulls[d.Image] = true
 		}
 		if !again {
-			for dir, old := range sv.makes {
-				owner, err := s.maker(ctx, dir)
-				if err != nil {
-					return err
-				}
-				if old && !sv.uses[owner] {
-					if err := s.bury(ctx, makeLease+dir); err != nil {
-						return err
-					}
-				}
-			}
 			return nil
 		}
 		if try == 20 {

@@ -371,6 +371,16 @@ func checkStore(t *testing.T, e *testlab.Env, fsck bool) {
 			checkChain(t, e, "[datastore1] vic/images/layers/"+d+"/layer.vmdk")
 		}
 	}
+	for _, n := range storeFiles(t, e, "images") {
+		if strings.HasPrefix(n, ".") {
+			continue
+		}
+		var doc struct{ Dir string }
+		readJSON(t, filepath.Join(store, "images", n), &doc)
+		if _, ok := layers[doc.Dir]; !ok {
+			t.Errorf("image %s is without its layer %s", n, doc.Dir)
+		}
+	}
 	for _, n := range storeFiles(t, e, "names") {
 		if strings.HasPrefix(n, ".") {
 			continue

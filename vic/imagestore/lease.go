@@ -207,6 +207,7 @@ func stagedBy(name string) (id string, ok bool) {
 
 // survey is what the leases look like at one moment.
 type survey struct {
+	own string // the observer's ID
 	// uses are those of others that live, by their IDs.
 	uses map[string]bool
 	// makes are the rights to make a layer, and whether one is old.
@@ -244,7 +245,7 @@ func (s *Store) survey(ctx context.Context, own *lease) (*survey, error) {
 	if now.IsZero() {
 		return nil, own.lost(fault.Of(vic.ErrNotFound, "no lease"))
 	}
-	sv := &survey{uses: map[string]bool{}, makes: map[string]bool{}}
+	sv := &survey{own: own.id, uses: map[string]bool{}, makes: map[string]bool{}}
 	for _, e := range tree[""] {
 		if !e.Dir || e.Name == own.dir {
 			continue

@@ -336,3 +336,55 @@ func TestDeadGC(t *testing.T) {
 	wantLayers(t, e, s, img, b)
 	checkChain(t, e, img.Root().Path)
 }
+
+// Who comes when the lower layers of a pull are there already waits for those that
+// it has yet to make.
+func TestPullWaitsForLayersFurtherUp(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	src := &counted{memory: newMemory()}
+	src.tagImage("a", nil, "one", "two", "three")
+	a, c := openStore(t, e, 0), openStore(t, e, 0)
+	upper := digest.FromBytes(gz(oneFile("file1", "two")))
+	release := make(chan struct{})
+	var once sync.Once
+	src.before = func(_ context.Context, d ocispec.Descriptor) {
+		if d.Digest == upper {
+			<-release
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := a.Pull(t.Context(), src, repo+"a", nil); err != nil {
+			t.Error(err)
+		}
+	})
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		n := 0
+		for _, l := range storeFiles(t, e, "layers") {
+			if !strings.HasPrefix(l, ".") && !strings.HasPrefix(l, "base") {
+				n++
+			}
+		}
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the first layer does not come")
+		}
+	}
+	img, err := c.Pull(t.Context(), src, repo+"a", &imagestore.PullOptions{Progress: func(ev vic.Event) {
+		if ev.Phase == "wait" {
+			once.Do(func() { time.AfterFunc(300*time.Millisecond, func() { close(release) }) })
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	for _, l := range img.Layers() {
+		if n := src.fetches[l.Digest]; n != 1 {
+			t.Errorf("a layer was fetched %d times", n)
+		}
+	}
+	wantLayers(t, e, c, img)
+}

@@ -136,6 +136,9 @@ func (a *archive) images(ctx context.Context, o *LoadOptions) (all []*loading, e
 		if l.found, err = describeImage(ctx, l.src, strings.Join(l.names, ", "), platform); err == nil {
 			err = a.check(l.found)
 		}
+		if err == nil {
+			err = a.count(int64(len(l.found.rawManifest) + len(l.found.rawConfig)))
+		}
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", strings.Join(l.names, ", "), err)
 		}
@@ -164,16 +167,7 @@ func (a *archive) check(f *found) error {
 // named makes the names of an image.
 func (o *LoadOptions) named(names []string, used map[string]bool) ([]string, error) {
 	var out []string
-	add := func(n string) error {
-		if used[n] {
-			return fault.Of(vic.ErrInvalid, "the archive has several images called %q", n)
-		}
-		if !slices.Contains(out, n) {
-			out = append(out, n)
-		}
-		return nil
-	}
-	for _, n := range names {
+	for _, n := range tagged(names) {
 		full := n
 		if o.ParseName != nil {
 			var err error
@@ -184,8 +178,11 @@ func (o *LoadOptions) named(names []string, used map[string]bool) ([]string, err
 		if err := checkTagged(full); err != nil || !strings.Contains(full, "/") {
 			return nil, fault.Of(vic.ErrInvalid, "the archive calls an image %.200q, which is no full name: REGISTRY/PATH:TAG", n)
 		}
-		if err := add(full); err != nil {
-			return nil, err
+		if used[full] {
+			return nil, fault.Of(vic.ErrInvalid, "the archive has several images called %q", full)
+		}
+		if !slices.Contains(out, full) {
+			out = append(out, full)
 		}
 	}
 	if len(out) == 0 {

@@ -37,6 +37,7 @@ const (
 	manifestLimit = 4 << 20
 	configLimit   = 8 << 20
 	maxLayers     = 512
+	maxObjects    = 64 << 10 // of one JSON document
 )
 
 // found is an image as a registry describes it.
@@ -107,7 +108,10 @@ func choose(ctx context.Context, src Source, d ocispec.Descriptor, want ocispec.
 		if p.OS == want.OS && p.Architecture == want.Architecture {
 			return m, nil
 		}
-		have = append(have, p.OS+"/"+p.Architecture)
+		have = append(have, fmt.Sprintf("%.20s/%.20s", p.OS, p.Architecture))
+	}
+	if len(have) > 10 {
+		have = append(have[:10], "others")
 	}
 	return d, fault.Of(vic.ErrUnsupported, "the image is not made for %s/%s but for %s", want.OS, want.Architecture, strings.Join(have, ", "))
 }
@@ -207,8 +211,28 @@ func fetchJSON(ctx context.Context, src Source, d ocispec.Descriptor, limit int6
 	if int64(len(b)) != d.Size || d.Digest.Algorithm().FromBytes(b) != d.Digest {
 		return nil, fault.Of(vic.ErrInvalid, "something else came than %s", d.Digest)
 	}
+	// An object of two bytes becomes a hundred in memory.
+	if n := objects(b); n > maxObjects {
+		return nil, fault.Of(vic.ErrInvalid, "%s has %d objects; at most %d are taken", d.Digest, n, maxObjects)
+	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return nil, fault.Of(vic.ErrInvalid, "%s: %v", d.Digest, err)
 	}
 	return b, nil
+}
+
+// objects counts the objects of a JSON document.
+func objects(b []byte) (n int) {
+	quoted := false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '"':
+			quoted = !quoted
+		case c == '\\' && quoted:
+			i++
+		case c == '{' && !quoted:
+			n++
+		}
+	}
+	return n
 }

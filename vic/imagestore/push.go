@@ -174,12 +174,11 @@ func (p *pusher) layers(ctx context.Context) ([]ocispec.Descriptor, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(p.s.workers, 2))
 	first := map[digest.Digest]int{}
-	for i := range p.doc.Layers {
-		id := p.doc.Config.RootFS.DiffIDs[i]
-		if _, ok := first[id]; ok {
+	for i, l := range p.doc.Layers {
+		if _, ok := first[l.Digest]; ok {
 			continue
 		}
-		first[id] = i
+		first[l.Digest] = i
 		g.Go(func() (err error) {
 			if out[i], err = p.layer(ctx, i); err != nil {
 				return fmt.Errorf("layer %d (%s): %w", i+1, p.doc.Layers[i].Digest, err)
@@ -190,8 +189,8 @@ func (p *pusher) layers(ctx context.Context) ([]ocispec.Descriptor, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	for i, id := range p.doc.Config.RootFS.DiffIDs {
-		out[i] = out[first[id]]
+	for i, l := range p.doc.Layers {
+		out[i] = out[first[l.Digest]]
 	}
 	return out, nil
 }

@@ -366,3 +366,163 @@ func TestCopyKeepsReferrers(t *testing.T) {
 		t.Error("no digest")
 	}
 }
+
+// What an older release pulled has no copy of its manifest, and its layers no
+// record: both are said, with what to do.
+func TestOlderImages(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 256 << 20}).Images()
+	name := e.Busybox(t)
+	pull := func() *imagestore.Image {
+		t.Helper()
+		img, err := store.Pull(t.Context(), repository(t, name), name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	img := pull()
+	record := filepath.Join(e.Datastore(), "vic/images/images", img.Digest().Encoded()+".json")
+	edit(t, record, func(b []byte) []byte { return bytes.Replace(b, []byte(`"original"`), []byte(`"other"`), 1) })
+	to := e.Registry.Addr() + "/older:v1"
+	for what, err := range map[string]error{
+		"push": func() error {
+			_, err := store.Push(t.Context(), repository(t, to), name, &imagestore.PushOptions{Name: to})
+			return err
+		}(),
+		"save": store.Save(t.Context(), io.Discard, []string{name}, nil),
+	} {
+		if !errors.Is(err, vic.ErrUnsupported) || !strings.Contains(err.Error(), "pull it again") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	pull()
+	edit(t, filepath.Join(filepath.Dir(e.Local(t, img.Root().Path)), "layer.json"), func(b []byte) []byte {
+		return bytes.Replace(b, []byte(`"record"`), []byte(`"other"`), 1)
+	})
+	// Without a record it still goes where its layers are.
+	if d, phases, _ := pushed(t, store, name, imagestore.PushOptions{Name: to}); d.Digest != img.Digest() || phases["mounted"] != len(img.Layers()) {
+		t.Errorf("%s, %v", d.Digest, phases)
+	}
+	second := testregistry.ForTest(t, nil)
+	_, err := store.Push(t.Context(), repository(t, second.Addr()+"/older:v1"), name, &imagestore.PushOptions{Name: second.Addr() + "/older:v1"})
+	if !errors.Is(err, vic.ErrUnsupported) || !strings.Contains(err.Error(), "pull it again") {
+		t.Errorf("push elsewhere: %v", err)
+	}
+	if h, err := store.History(t.Context(), img); err != nil || h[len(h)-1].Bytes != -1 {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
+// An image that has one layer twice, packed differently, goes out as it came.
+func TestPushSameLayerPackedTwice(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 256 << 20}).Images()
+	f := newFake("twice")
+	p := oneFile("file0", "twice")
+	f.manifest.Layers[0] = f.m.put(ocispec.MediaTypeImageLayerGzip, gz(p))
+	f.config.RootFS.DiffIDs[0] = digest.FromBytes(p)
+	f.replace(p, p)
+	f.manifest.Layers[1].MediaType = ocispec.MediaTypeImageLayer
+	f.tag()
+	name := e.Registry.Addr() + "/twice:x"
+	r := repository(t, name)
+	for d, b := range f.m.blobs {
+		mediaType := "application/octet-stream"
+		if d == f.m.tags["x"].Digest {
+			continue
+		}
+		if err := r.Push(t.Context(), ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))}, bytes.NewReader(b)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := f.m.tags["x"]
+	if err := r.Push(t.Context(), d, bytes.NewReader(f.m.blobs[d.Digest])); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Tag(t.Context(), d, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Pull(t.Context(), r, name, nil); err != nil {
+		t.Fatal(err)
+	}
+	got, phases, _ := pushed(t, store, name, imagestore.PushOptions{Name: e.Registry.Addr() + "/other/twice:x"})
+	if got.Digest != d.Digest || phases["mounted"] != 2 {
+		t.Errorf("%s, not %s; %v", got.Digest, d.Digest, phases)
+	}
+}
+
+// shelf is a destination in memory that may fail.
+type shelf struct {
+	mu    sync.Mutex
+	blobs map[digest.Digest][]byte
+	tags  map[string]digest.Digest
+	mount func() (bool, error)
+	push  func(ocispec.Descriptor) error
+}
+
+func (s *shelf) Exists(_ context.Context, d ocispec.Descriptor) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.blobs[d.Digest]
+	return ok, nil
+}
+
+func (s *shelf) Mount(context.Context, ocispec.Descriptor, string) (bool, error) { return s.mount() }
+
+func (s *shelf) Push(_ context.Context, d ocispec.Descriptor, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	if err == nil {
+		err = s.push(d)
+	}
+	if err == nil && (digest.FromBytes(b) != d.Digest || int64(len(b)) != d.Size) {
+		err = fmt.Errorf("%s is sent with %d bytes of %s", d.Digest, len(b), digest.FromBytes(b))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.blobs[d.Digest] = b
+	}
+	return err
+}
+
+func (s *shelf) Tag(_ context.Context, d ocispec.Descriptor, tag string) error {
+	s.tags[tag] = d.Digest
+	return nil
+}
+
+// Repositories that may not be read from are passed over; a layer that cannot be
+// sent is named, and then there is no manifest.
+func TestPushThatFails(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 256 << 20}).Images()
+	f := newFake("push")
+	f.tag()
+	const name = "registry.example/a/b:x"
+	if _, err := store.Pull(t.Context(), f.m, name, nil); err != nil {
+		t.Fatal(err)
+	}
+	fine := func(ocispec.Descriptor) error { return nil }
+	o := &imagestore.PushOptions{Name: "registry.example/c/d:x"}
+	s := &shelf{blobs: map[digest.Digest][]byte{}, tags: map[string]digest.Digest{}, push: fine, mount: func() (bool, error) { return false, vic.ErrDenied }}
+	d, err := store.Push(t.Context(), s, name, o)
+	if err != nil || s.tags["x"] != d.Digest || len(s.blobs) != 4 {
+		t.Errorf("%v, %v, %d blobs, %v", d, s.tags, len(s.blobs), err)
+	}
+	broken := errors.New("the line is cut")
+	s = &shelf{blobs: map[digest.Digest][]byte{}, tags: map[string]digest.Digest{}, mount: func() (bool, error) { return false, nil },
+		push: func(d ocispec.Descriptor) error {
+			if strings.Contains(d.MediaType, "layer") {
+				return broken
+			}
+			return nil
+		}}
+	if _, err := store.Push(t.Context(), s, name, o); !errors.Is(err, broken) || !strings.Contains(err.Error(), "layer ") || len(s.tags)+len(s.blobs) > 0 {
+		t.Errorf("%v, %v", err, s.tags)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	s.push = func(ocispec.Descriptor) error { cancel(); return nil }
+	if _, err := store.Push(ctx, s, name, o); !errors.Is(err, context.Canceled) || len(s.tags) > 0 {
+		t.Errorf("%v, %v", err, s.tags)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +47,7 @@ type SaveOptions struct {
 }
 
 // Save writes images as one archive. A layer that several have is in it once.
+// An image named by a digest has no name there.
 // The same images give the same bytes. What was written is of no worth if there
 // is an error.
 func (s *Store) Save(ctx context.Context, w io.Writer, names []string, o *SaveOptions) error {
@@ -102,7 +104,9 @@ func (s *Store) save(ctx context.Context, w io.Writer, names []string, o SaveOpt
 			byDigest[img.Digest()] = i
 			v.images = append(v.images, in)
 		}
-		v.images[i].names = append(v.images[i].names, name)
+		if !slices.Contains(v.images[i].names, name) {
+			v.images[i].names = append(v.images[i].names, name)
+		}
 	}
 	if o.Format == OCIArchive {
 		err = v.oci(ctx)
@@ -175,11 +179,7 @@ func (v *saver) docker(ctx context.Context) error {
 	var list []archiveEntry
 	for _, img := range v.images {
 		e := archiveEntry{Config: digest.FromBytes(img.doc.Original.Config).Encoded() + ".json"}
-		for _, n := range img.names {
-			if !strings.Contains(n, "@") { // which is no tag
-				e.RepoTags = append(e.RepoTags, n)
-			}
-		}
+		e.RepoTags = tagged(img.names)
 		for _, l := range img.tars {
 			e.Layers = append(e.Layers, l.DiffID.Encoded()+".tar")
 		}
@@ -203,6 +203,11 @@ func (v *saver) docker(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// tagged leaves out names with a digest, which archives have no place for.
+func tagged(names []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return strings.Contains(n, "@") })
 }
 
 func blobPath(d digest.Digest) string {
@@ -242,11 +247,15 @@ func (v *saver) oci(ctx context.Context) error {
 		if err := v.blob(m.bytes); err != nil {
 			return err
 		}
-		for _, n := range img.names {
+		m.desc.Platform = &ocispec.Platform{OS: img.doc.Config.OS, Architecture: img.doc.Config.Architecture}
+		names := tagged(img.names)
+		for _, n := range names {
 			d := m.desc
-			d.Platform = &ocispec.Platform{OS: img.doc.Config.OS, Architecture: img.doc.Config.Architecture}
 			d.Annotations = map[string]string{ocispec.AnnotationRefName: n, containerdName: n}
 			idx.Manifests = append(idx.Manifests, d)
+		}
+		if len(names) == 0 {
+			idx.Manifests = append(idx.Manifests, m.desc)
 		}
 	}
 	b, err := json.Marshal(idx)

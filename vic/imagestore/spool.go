@@ -46,7 +46,7 @@ func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, under *below) erro
 			err = r.finish()
 		}
 		if err != nil {
-			return err
+			return content(err)
 		}
 		// First, because what the layer itself writes takes its place.
 		if err := under.copyFolded(fs, s.w); err != nil {

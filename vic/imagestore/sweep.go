@@ -62,6 +62,26 @@ func (s *Store) clearDead(ctx context.Context, sv *survey) error {
 			broken = append(broken, dead)
 		}
 	}
+	// A right to make a layer stands while its owner's lease does.
+	for dir, old := range sv.makes {
+		if !old {
+			continue
+		}
+		owner, err := s.maker(ctx, dir)
+		if err != nil {
+			return err
+		}
+		if owner == sv.own || sv.uses[owner] {
+			continue
+		}
+		dead, err := s.breakLease(ctx, makeLease+dir)
+		if err != nil {
+			return err
+		}
+		if dead != "" {
+			broken = append(broken, dead)
+		}
+	}
 	return s.clear(ctx, broken)
 }
 

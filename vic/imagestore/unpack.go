@@ -107,7 +107,8 @@ func (s *Store) layerLimit() int64 { return 2*s.bytes + 1<<30 }
 func content(err error) error {
 	var file *fs.PathError
 	var network net.Error
-	if errors.As(err, &file) || errors.As(err, &network) || errors.Is(err, context.Canceled) || errors.Is(err, vic.ErrUnavailable) {
+	var full *ext4.NoSpaceError
+	if errors.As(err, &full) || errors.As(err, &file) || errors.As(err, &network) || errors.Is(err, context.Canceled) || errors.Is(err, vic.ErrUnavailable) {
 		return err
 	}
 	return fault.As(vic.ErrInvalid, err)
@@ -127,7 +128,8 @@ func decompress(r io.Reader, bound int64) (io.Reader, func(), error) {
 			return nil, nil, fault.As(vic.ErrInvalid, fmt.Errorf("gzip: %w", err))
 		}
 		return z, func() { z.Close() }, nil
-	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]>>4 == 5 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+		// The second is a frame to be skipped (RFC 8878, 3.1.2).
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
 		if err != nil {
 			return nil, nil, fault.As(vic.ErrInvalid, fmt.Errorf("zstd: %w", err))
@@ -167,6 +169,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.size < 0 && v.n > v.limit {
 		return n, fault.Of(vic.ErrInvalid, "the layer unpacks to more than %d bytes, more than its filesystem could hold", v.limit)
 	}
+	if v.size >= 0 && v.n < v.size && (err == io.EOF || err == io.ErrUnexpectedEOF) {
+		return n, fault.As(vic.ErrUnavailable, fmt.Errorf("%w: %d of %d bytes came", io.ErrUnexpectedEOF, v.n, v.size))
+	}
 	if v.tell != nil && (v.n-v.told >= 1<<20 || err == io.EOF) {
 		v.told = v.n
 		v.tell(v.n)
@@ -177,9 +182,6 @@ func (v *verifier) Read(p []byte) (int, error) {
 func (v *verifier) finish(what string) error {
 	if _, err := io.Copy(io.Discard, v); err != nil {
 		return err
-	}
-	if v.size >= 0 && v.n != v.size {
-		return fault.As(vic.ErrUnavailable, fmt.Errorf("%w: %d of %d bytes came", io.ErrUnexpectedEOF, v.n, v.size))
 	}
 	if v.h == nil {
 		return nil
