@@ -83,7 +83,7 @@ func findDisk(ctx context.Context, u *uevents, unit int) (string, error) {
 		return err == nil
 	})
 	if err != nil {
-		return "", fmt.Errorf("root.unit: no disk at SCSI unit %d within %v (SCSI hosts: %v)", unit, diskWait, scsiHosts("/sys"))
+		return "", fmt.Errorf("no disk at SCSI unit %d within %v (SCSI hosts: %v)", unit, diskWait, scsiHosts("/sys"))
 	}
 	return "/dev/" + dev, nil
 }

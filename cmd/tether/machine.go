@@ -80,6 +80,12 @@ func (m *machine) run() {
 		m.finish(ctx, &startError{codeSetup, err}, tether.Exit{})
 		return
 	}
+	if m.config.Apply != nil {
+		if err := m.runHelper(ctx); err != nil {
+			m.finish(ctx, &startError{codeSetup, err}, tether.Exit{})
+		}
+		return
+	}
 	exit, err := m.runContainer(ctx)
 	m.finish(ctx, err, exit)
 }
@@ -179,7 +185,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	step("root", func() error {
 		dev, err := findDisk(ctx, m.events, m.config.Root.Unit)
 		if err != nil {
-			return err
+			return fmt.Errorf("root.unit: %w", err)
 		}
 		m.mark("disk")
 		if err := mountRoot(dev); err != nil {
@@ -287,10 +293,15 @@ func (m *machine) serve(ctx context.Context) error {
 	if m.hostKey == nil || m.output == nil || m.net == nil {
 		return nil
 	}
-	s, err := tether.NewServer(tether.ServerConfig{
+	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
 	})
+}
+
+// listen starts a server on the NICs, where there are some.
+func (m *machine) listen(ctx context.Context, c tether.ServerConfig) error {
+	s, err := tether.NewServer(c)
 	if err != nil {
 		return err
 	}

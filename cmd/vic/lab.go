@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -28,6 +29,7 @@ func labCommand() *cli.Command {
 func labFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "datastore", Usage: "`NAME` of a datastore", Value: cli.NewStringSlice("datastore1")},
+		&cli.StringSliceFlag{Name: "native-datastore", Usage: "`NAME` of a datastore that takes no uploaded delta disks, as VMFS 6 and vSAN do not"},
 		&cli.StringSliceFlag{Name: "network", Usage: "`NAME` of a port group", Value: cli.NewStringSlice("VM Network")},
 		&cli.IntFlag{Name: "hosts", Usage: "`NUMBER` of hosts in the cluster", Value: 1},
 		&cli.BoolFlag{Name: "boot-cd", Usage: "boot VMs from their CD by BIOS, as vSphere does, instead of directly"},
@@ -46,6 +48,9 @@ func labUp(c *cli.Context) error {
 	for _, d := range c.StringSlice("datastore") {
 		argv = append(argv, "--datastore", d)
 	}
+	for _, d := range c.StringSlice("native-datastore") {
+		argv = append(argv, "--native-datastore", d)
+	}
 	for _, n := range c.StringSlice("network") {
 		argv = append(argv, "--network", n)
 	}
@@ -63,6 +68,12 @@ func labUp(c *cli.Context) error {
 func labServe(c *cli.Context) error {
 	o := lab.Options{
 		Dir: c.Path("lab"), Datastores: c.StringSlice("datastore"), Hosts: c.Int("hosts"), BootCD: c.Bool("boot-cd"), Logger: logger(c),
+	}
+	for _, d := range c.StringSlice("native-datastore") {
+		if !slices.Contains(o.Datastores, d) {
+			o.Datastores = append(o.Datastores, d)
+		}
+		o.NativeDatastores = append(o.NativeDatastores, d)
 	}
 	for _, n := range c.StringSlice("network") {
 		o.Networks = append(o.Networks, lab.Network{Name: n})

@@ -75,7 +75,7 @@ func (a *Attachment) mark(name string) {
 // process as it is.
 func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) {
 	const op = "attach to container"
-	if _, err := v.signer(); err != nil {
+	if _, err := newSigner(v.c, v.id); err != nil {
 		return nil, fault.Wrap(op, v.Ref(), err)
 	}
 	a := &Attachment{

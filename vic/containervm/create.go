@@ -121,59 +121,14 @@ func (s *Spec) annotation(cfg *tether.Config) string {
 // SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
 func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	const scsiKey, sataKey = -100, -200
-	cap := s.Root.Bytes
-	thin, persistent := types.NewBool(true), string(types.VirtualDiskModePersistent)
 	list := object.VirtualDeviceList{
-		&types.ParaVirtualSCSIController{VirtualSCSIController: types.VirtualSCSIController{
-			SharedBus:         types.VirtualSCSISharingNoSharing,
-			VirtualController: types.VirtualController{BusNumber: 0, VirtualDevice: types.VirtualDevice{Key: scsiKey}},
-		}},
-		&types.VirtualDisk{
-			CapacityInKB: cap / 1024, CapacityInBytes: cap,
-			VirtualDevice: types.VirtualDevice{
-				Key: -101, ControllerKey: scsiKey, UnitNumber: types.NewInt32(0),
-				Backing: &types.VirtualDiskFlatVer2BackingInfo{
-					VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: fmt.Sprintf("[%s]", s.Owner.Datastore.Name)},
-					DiskMode:                     persistent,
-					ThinProvisioned:              thin,
-					Parent: &types.VirtualDiskFlatVer2BackingInfo{
-						VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: s.Root.Path},
-						DiskMode:                     persistent,
-					},
-				},
-			},
-		},
-		&types.VirtualAHCIController{VirtualSATAController: types.VirtualSATAController{
-			VirtualController: types.VirtualController{BusNumber: 0, VirtualDevice: types.VirtualDevice{Key: sataKey}},
-		}},
-		&types.VirtualCdrom{VirtualDevice: types.VirtualDevice{
-			Key: -201, ControllerKey: sataKey, UnitNumber: types.NewInt32(0),
-			Backing: &types.VirtualCdromIsoBackingInfo{
-				VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: s.Owner.BootISO},
-			},
-			Connectable: &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: true, AllowGuestControl: false},
-		}},
+		vsphere.SCSIController(scsiKey),
+		vsphere.Disk(-101, scsiKey, 0, fmt.Sprintf("[%s]", s.Owner.Datastore.Name), s.Root.Path, s.Root.Bytes),
+		vsphere.SATAController(sataKey),
+		vsphere.CD(-201, sataKey, s.Owner.BootISO),
 	}
 	for i, n := range s.NICs {
-		list = append(list, &types.VirtualVmxnet3{VirtualVmxnet: types.VirtualVmxnet{VirtualEthernetCard: types.VirtualEthernetCard{
-			AddressType: string(types.VirtualEthernetCardMacTypeManual), MacAddress: n.MAC,
-			WakeOnLanEnabled: types.NewBool(false),
-			VirtualDevice: types.VirtualDevice{
-				Key: int32(-300 - i), Backing: nicBacking(n),
-				Connectable: &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: true, AllowGuestControl: false},
-			},
-		}}})
+		list = append(list, vsphere.Adapter(int32(-300-i), n.MAC, vsphere.Port{Name: n.Network.Name, Key: n.PortGroupKey, Switch: n.SwitchUUID}))
 	}
 	return list.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
-}
-
-func nicBacking(n vic.NIC) types.BaseVirtualDeviceBackingInfo {
-	if n.PortGroupKey != "" {
-		return &types.VirtualEthernetCardDistributedVirtualPortBackingInfo{
-			Port: types.DistributedVirtualSwitchPortConnection{PortgroupKey: n.PortGroupKey, SwitchUuid: n.SwitchUUID},
-		}
-	}
-	return &types.VirtualEthernetCardNetworkBackingInfo{
-		VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: n.Network.Name},
-	}
 }

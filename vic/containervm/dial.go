@@ -42,20 +42,28 @@ func (v *VM) Dial(ctx context.Context) (*tether.Client, error) {
 }
 
 func (v *VM) dial(ctx context.Context, st tether.Status) (*tether.Client, error) {
+	return DialGuest(ctx, v.c, v.id, st)
+}
+
+// DialGuest connects to the tether of the VM whose configuration has an ID, by
+// what the VM's status says; the caller closes the client. A guest that has not
+// said yet where it can be reached, or does not answer there, is
+// vic.ErrUnavailable.
+func DialGuest(ctx context.Context, c *vic.Client, id string, st tether.Status) (*tether.Client, error) {
 	if st.HostKey == "" || len(st.Addresses) == 0 {
 		return nil, fault.Of(vic.ErrUnavailable, "the guest has not told yet where its tether can be reached")
 	}
-	signer, err := v.signer()
+	signer, err := newSigner(c, id)
 	if err != nil {
 		return nil, err
 	}
 	var errs []error
-	for _, a := range st.Addresses[:min(len(st.Addresses), 16)] {
-		t, err := v.dialOne(ctx, a, signer, st.HostKey)
+	for _, address := range st.Addresses[:min(len(st.Addresses), 16)] {
+		t, err := dialOne(ctx, c, address, tether.ClientConfig{Signer: signer, HostKey: st.HostKey, ID: id})
 		if err == nil {
 			return t, nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", a, err))
+		errs = append(errs, fmt.Errorf("%s: %w", address, err))
 		if ctx.Err() != nil {
 			break
 		}
@@ -63,20 +71,20 @@ func (v *VM) dial(ctx context.Context, st tether.Status) (*tether.Client, error)
 	return nil, fault.As(vic.ErrUnavailable, errors.Join(errs...))
 }
 
-func (v *VM) dialOne(ctx context.Context, address string, signer ssh.Signer, hostKey string) (*tether.Client, error) {
+func dialOne(ctx context.Context, c *vic.Client, address string, cfg tether.ClientConfig) (*tether.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	conn, err := v.c.DialGuest(ctx, "tcp", address)
+	conn, err := c.DialGuest(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	return tether.NewClient(ctx, conn, tether.ClientConfig{Signer: signer, HostKey: hostKey, ID: v.id})
+	return tether.NewClient(ctx, conn, cfg)
 }
 
-func (v *VM) signer() (ssh.Signer, error) {
-	a := v.c.Authority()
+func newSigner(c *vic.Client, id string) (ssh.Signer, error) {
+	a := c.Authority()
 	if a == nil {
 		return nil, fault.Of(vic.ErrInvalid, "the client has no Authority, so no guest believes it")
 	}
-	return tether.NewControllerSigner(a, v.id, certificateLife)
+	return tether.NewControllerSigner(a, id, certificateLife)
 }

@@ -169,10 +169,36 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 		}
 		return fault.Wrap(op, v.Ref(), err)
 	}
+	v.deleteDisks(ctx, m.Config.Hardware.Device, dir)
 	if err := v.files().Delete(ctx, dir); err != nil {
 		return &fault.Error{Op: op, Ref: v.Ref(), Err: err, Left: []vic.Ref{{Kind: "file", ID: v.files().Path(dir)}}}
 	}
 	return nil
+}
+
+// deleteDisks deletes the disks in the container's own directory as disks, on
+// datastores that may keep their data elsewhere (vSAN): deleting the directory
+// would leave that. What cannot be deleted so goes with the directory.
+func (v *VM) deleteDisks(ctx context.Context, devices object.VirtualDeviceList, dir string) {
+	files := v.files()
+	ref, name := files.Datastore()
+	d, err := v.c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Ref == ref })
+	if err == nil && d.SparseDisks {
+		return
+	}
+	for _, d := range devices.SelectByType((*types.VirtualDisk)(nil)) {
+		b, ok := d.GetVirtualDevice().Backing.(types.BaseVirtualDeviceFileBackingInfo)
+		if !ok {
+			continue
+		}
+		ds, p, err := vsphere.SplitPath(b.GetVirtualDeviceFileBackingInfo().FileName)
+		if err != nil || ds != name || path.Dir(p) != dir {
+			continue
+		}
+		if err := files.DeleteDisk(ctx, p); err != nil && !isNotFound(err) {
+			v.c.Logger().Warn("a disk is deleted as a file, because it cannot be as a disk", "disk", files.Path(p), "reason", err)
+		}
+	}
 }
 
 // detach takes the disks off the VM that lie outside of its directory, and keeps

@@ -32,7 +32,8 @@ type Engine struct {
 type Options struct {
 	// Registry gives the way to a registry, or nil for the default way.
 	Registry func(registry.Name) *registry.Options
-	// Images are the image store's options.
+	// Images are the image store's options. Where they name no Helper, it is the
+	// VCH's own (see Helper).
 	Images *imagestore.Options
 }
 
@@ -94,7 +95,7 @@ func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) e
 	if !o.Images {
 		return nil
 	}
-	s, err := imagestore.Open(ctx, c, host.Images(), nil)
+	s, err := imagestore.Open(ctx, c, host.Images(), withHelper(c, host.Owner(), nil))
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func Open(ctx context.Context, c *vic.Client, name string, o *Options) (*Engine,
 	if err != nil {
 		return nil, err
 	}
-	images, err := imagestore.Open(ctx, c, host.Images(), o.Images)
+	images, err := imagestore.Open(ctx, c, host.Images(), withHelper(c, host.Owner(), o.Images))
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (s *Store) commit(ctx context.Context, disk vic.Disk, name string, o *Commi
 		return nil, err
 	}
 	defer c.Close()
-	dir, depth, err := s.imageLink(c)
+	dir, depth, err := s.imageLink(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -115,10 +115,14 @@ const emptyTar = 1024
 
 // imageLink finds the first link of a chain that is an image's, and tells the
 // directory it lies in.
-func (s *Store) imageLink(c *chain.Disk) (dir string, depth int, err error) {
+func (s *Store) imageLink(ctx context.Context, c *chain.Disk) (dir string, depth int, err error) {
+	own, _ := s.files.Datastore()
 	for i, l := range c.Links() {
-		p := strings.TrimPrefix(l.Path, "/")
-		if path.Base(p) == diskFile && path.Dir(path.Dir(p)) == s.path("layers") {
+		files, p, err := s.locate(ctx, l.Path)
+		if err != nil {
+			return "", 0, err
+		}
+		if ds, _ := files.Datastore(); ds == own && path.Base(p) == diskFile && path.Dir(path.Dir(p)) == s.path("layers") {
 			if i == 0 {
 				return "", 0, fault.Of(vic.ErrInvalid, "it is an image's own disk, not a child of one")
 			}

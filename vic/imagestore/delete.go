@@ -85,8 +85,8 @@ type vmUse struct {
 	tops map[string][]string
 }
 
-// vmUse asks vSphere what the VMs of the datacenter use.
-func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
+// vms reads properties of the VMs of the datacenter.
+func (s *Store) vms(ctx context.Context, props ...string) ([]mo.VirtualMachine, error) {
 	v, err := view.NewManager(s.c.Vim()).CreateContainerView(ctx, types.ManagedObjectReference{Type: "Datacenter", Value: s.c.Datacenter().ID}, []string{"VirtualMachine"}, true)
 	if err != nil {
 		return nil, vsphere.Judge(err)
@@ -97,8 +97,15 @@ func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
 		_ = v.Destroy(dctx)
 	}()
 	var vms []mo.VirtualMachine
-	if err := v.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.hardware.device"}, &vms); err != nil {
-		return nil, vsphere.Judge(err)
+	err = v.Retrieve(ctx, []string{"VirtualMachine"}, props, &vms)
+	return vms, vsphere.Judge(err)
+}
+
+// vmUse asks vSphere what the VMs of the datacenter use.
+func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
+	vms, err := s.vms(ctx, "name", "config.hardware.device")
+	if err != nil {
+		return nil, err
 	}
 	_, ds := s.files.Datastore()
 	layers := s.path("layers") + "/"

@@ -22,7 +22,8 @@ const maxDepth = 28
 // have, so one layer in maxDepth-foldDepth copies as many.
 //
 // Whether a layer is folded depends on nothing but the number of layers below
-// it, so that it is the same bytes in every store.
+// it, so that it is the same bytes in every store whose disks are uploaded. (One
+// whose disks a helper VM writes has a foundation of one disk, not of two.)
 const foldDepth = 14
 
 // below is the disk under a new layer's. It is opened when it is first read:
@@ -57,7 +58,13 @@ func (s *Store) under(ctx context.Context, parent *layer) (*below, error) {
 	at := links[len(links)-foldDepth]
 	b.dir, b.cid, b.depth = path.Base(path.Dir(at.Path)), at.CID, foldDepth
 	// What the hint will say must be the disk that was meant.
-	if _, name := s.files.Datastore(); at.Path != diskPath(name, s.path("layers", b.dir, diskFile)) {
+	files, p, err := s.locate(ctx, at.Path)
+	if err != nil {
+		b.close()
+		return nil, err
+	}
+	ds, _ := files.Datastore()
+	if own, _ := s.files.Datastore(); ds != own || p != s.path("layers", b.dir, diskFile) {
 		b.close()
 		return nil, fault.Of(vic.ErrInvalid, "disk %s is not one of this store's", at.Path)
 	}

@@ -132,6 +132,9 @@ func (s *Store) collect(ctx context.Context, choose func(*state) (*plan, error))
 // load reads the store. Leases come first: a pull whose lease is gone by then
 // has written its name, which is read after; one that begins later waits.
 func (s *Store) load(ctx context.Context) (*state, error) {
+	if err := s.clearHelpers(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.clearOrphans(ctx); err != nil {
 		return nil, err
 	}
@@ -422,7 +425,7 @@ func (s *Store) clearOrphans(ctx context.Context) error {
 		if f.id != "" && held[f.id] || f.id == "" && now.Sub(f.at) < oldStaging {
 			continue
 		}
-		if err := s.files.Delete(ctx, f.path); err != nil {
+		if err := s.erase(ctx, f.path); err != nil {
 			return err
 		}
 	}

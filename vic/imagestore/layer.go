@@ -14,7 +14,6 @@ import (
 
 	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/internal/fault"
-	"github.com/vicsdk/vic-go/internal/vmdk"
 	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 )
@@ -42,7 +41,8 @@ type layer struct {
 	CID uint32 `json:"cid"`
 	// Depth counts the chain's disks below the container's, the base included.
 	Depth int `json:"depth"`
-	// Bytes is the capacity; Extent and Index are file sizes.
+	// Bytes is the capacity; Extent and Index are file sizes. Where a helper VM
+	// wrote the disk, Extent is how many bytes it wrote.
 	Bytes  int64 `json:"bytes"`
 	Extent int64 `json:"extent"`
 	Index  int64 `json:"index,omitempty"`
@@ -161,8 +161,7 @@ func (s *Store) disk(l *layer) vic.Disk {
 	return vic.Disk{Path: s.files.Path(s.path("layers", l.Dir, diskFile)), Bytes: l.Bytes}
 }
 
-// base opens the chain's foundation, or makes it: a thin disk made by vSphere
-// and a child with the empty filesystem.
+// base opens the chain's foundation, or makes it: the empty filesystem.
 func (s *Store) base(ctx context.Context) (*layer, error) {
 	l, err := s.readLayer(ctx, s.baseDir())
 	if !errors.Is(err, vic.ErrNotFound) {
@@ -180,39 +179,18 @@ func (s *Store) base(ctx context.Context) (*layer, error) {
 	if err := sp.seal(fs, nil, nil, nil); err != nil {
 		return nil, err
 	}
-	l = &layer{Version: 1, Format: ext4.FormatVersion, Dir: s.baseDir(), CID: contentID(s.baseDir()), Depth: 2, Bytes: s.bytes, Extent: sp.size}
-	return s.publish(ctx, l, func(ctx context.Context, tmp string) error {
-		if err := s.files.CreateThinDisk(ctx, path.Join(tmp, "base.vmdk"), s.bytes); err != nil {
-			return err
-		}
-		// vSphere chose the base's CID; the child must name it.
-		b, err := s.files.ReadFile(ctx, path.Join(tmp, "base.vmdk"), 64<<10)
-		if err != nil {
-			return err
-		}
-		d, err := vmdk.ParseDescriptor(b)
-		if err != nil {
-			return fmt.Errorf("the base disk's descriptor: %w", err)
-		}
-		return s.upload(ctx, tmp, l, sp, d.CID, "base.vmdk", nil, nil)
-	})
+	l = &layer{Version: 1, Format: ext4.FormatVersion, Dir: s.baseDir(), CID: contentID(s.baseDir()), Bytes: s.bytes}
+	return s.publish(ctx, l, func(ctx context.Context, tmp string) error { return s.publisher.base(ctx, s, tmp, l, sp) })
 }
 
 // upload puts a layer's files into a directory.
 func (s *Store) upload(ctx context.Context, dir string, l *layer, sp *spool, parentCID uint32, parentHint string, index []byte, tell func(int64)) error {
-	desc, err := vmdk.LayerDescriptor(s.bytes, l.CID, parentCID, parentHint, extentFile).Encode()
-	if err != nil {
-		return err
-	}
 	if index != nil {
 		if err := s.put(ctx, path.Join(dir, indexFile), index); err != nil {
 			return err
 		}
 	}
-	if err := s.put(ctx, path.Join(dir, diskFile), desc); err != nil {
-		return err
-	}
-	return s.files.Put(ctx, path.Join(dir, extentFile), sp.reader(tell), sp.size)
+	return s.publisher.child(ctx, s, dir, l, sp, parentCID, parentHint, tell)
 }
 
 func (s *Store) putRecord(ctx context.Context, dir string, r *recorder) error {
@@ -259,7 +237,7 @@ func (s *Store) publish(ctx context.Context, l *layer, fill func(ctx context.Con
 	}
 	dctx, cancel := vsphere.Detached(ctx)
 	defer cancel()
-	if e := s.files.Delete(dctx, tmp); e != nil {
+	if e := s.erase(dctx, tmp); e != nil {
 		return nil, &fault.Error{Op: "publish layer", Ref: vic.Ref{Kind: "layer", ID: name}, Err: err, Left: []vic.Ref{{Kind: "file", ID: s.files.Path(tmp)}}}
 	}
 	switch {

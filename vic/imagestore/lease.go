@@ -82,6 +82,8 @@ type lease struct {
 
 	mu  sync.Mutex
 	doc leaseDoc
+
+	helping helping
 }
 
 // take makes a lease in a directory of its own, and renews it. lose is told
@@ -348,6 +350,7 @@ func (s *Store) using(ctx context.Context, doc leaseDoc, f func(ctx context.Cont
 		return err
 	}
 	defer l.release(ctx)
+	defer l.helping.close(ctx)
 	if err := s.awaitGC(ctx, l); err != nil {
 		return why(ctx, err)
 	}

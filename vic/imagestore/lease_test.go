@@ -109,7 +109,7 @@ func TestConcurrentPullsDoEachLayerOnce(t *testing.T) {
 func checkChain(t *testing.T, e *testlab.Env, disk string) {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
-	command(t, "qemu-img", "convert", "-O", "raw", e.Local(t, disk), raw)
+	command(t, "qemu-img", "convert", "-O", "raw", wholeChain(t, e.Local(t, disk)), raw)
 	command(t, "e2fsck", "-fn", raw)
 	if err := os.Remove(raw); err != nil {
 		t.Fatal(err)

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
-	"strings"
 
-	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/vic"
@@ -36,7 +33,7 @@ func (s *Store) rebuild(ctx context.Context, l *layer, cause error) (*ext4.FS, e
 }
 
 func (s *Store) readModel(ctx context.Context, l *layer) (*ext4.FS, error) {
-	d, err := s.openChain(ctx, s.path("layers", l.Dir, diskFile))
+	d, err := s.openDisk(ctx, s.disk(l).Path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -60,11 +57,4 @@ func (s *Store) replaceIndex(ctx context.Context, l *layer, b []byte) error {
 		err = s.files.Move(ctx, tmp, s.path("layers", l.Dir, indexFile), true)
 	}
 	return s.unstage(ctx, tmp, err)
-}
-
-// openChain opens a disk of the store's datastore with its parents.
-func (s *Store) openChain(ctx context.Context, top string) (*chain.Disk, error) {
-	return chain.Open(ctx, path.Clean(top), func(ctx context.Context, p string) (chain.File, error) {
-		return s.files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
-	})
 }

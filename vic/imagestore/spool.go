@@ -37,10 +37,11 @@ func newSpool(dir string, bytes int64) (*spool, error) {
 // again, and the extent holds what is in those that it is to take the place of.
 func (s *spool) seal(fs *ext4.FS, l *ext4.Layer, r *recorder, under *below) error {
 	if l != nil {
-		extents, err := fs.ApplyWith(l, &ext4.ApplyOptions{
-			Spool: s.w.Data(), Parent: under,
-			Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) },
-		})
+		o := &ext4.ApplyOptions{Contents: func(c ext4.Contents) error { return r.place(c, s.w.Data()) }}
+		if under.s.publisher.readable(under) {
+			o.Spool, o.Parent = s.w.Data(), under
+		}
+		extents, err := fs.ApplyWith(l, o)
 		if err == nil {
 			err = r.finish()
 		}

@@ -1,9 +1,10 @@
 // Package imagestore keeps OCI images on a datastore as chains of virtual
 // disks.
 //
-// One ext4 filesystem spans all disks of a chain. The first disk is an empty
-// thin one, its child holds the empty filesystem, and each layer that is not
-// empty is a further child with only the blocks that the layer changes. A
+// One ext4 filesystem spans all disks of a chain. Its foundation holds the empty
+// filesystem, and each layer that is not empty is a further child with only the
+// blocks that the layer changes. How they are written depends on what the
+// datastore takes; see Publish. A
 // layer's disk is found by its chain ID (OCI image specification, config.md,
 // "Layer ChainID"), so images share what they have in common, and a container
 // adds one writable child on top.
@@ -11,7 +12,7 @@
 // A store is a directory of a datastore:
 //
 //	layers/NAME/layer.json        what the layer is; NAME is a chain ID or base-…
-//	layers/NAME/layer.vmdk        descriptor, with layer-delta.vmdk as its extent
+//	layers/NAME/layer.vmdk        the disk's descriptor; its extent lies beside it
 //	layers/NAME/index             the filesystem's metadata after this layer
 //	layers/NAME/tar.zst           with the disk, the tar that the layer was made from
 //	images/DIGEST.json            an image, by the digest of its manifest
@@ -60,6 +61,13 @@ type Options struct {
 	// that changes the store, and opening asks nothing of the datastore.
 	Sweep bool
 
+	// Publish says how disks come to the datastore; empty decides by what the
+	// datastore takes.
+	Publish Publish
+	// Helper says what VM writes disks where they cannot be uploaded. It is not
+	// looked at where they can. Package engine fills it in from the VCH.
+	Helper *HelperSpec
+
 	leaseTime time.Duration
 }
 
@@ -75,6 +83,7 @@ type Store struct {
 
 	leaseTime time.Duration
 	shared    *shared
+	publisher publisher
 	// held is the lease of the operation under way. It is set only in the
 	// copies of a store that operations work with.
 	held *lease
@@ -82,7 +91,7 @@ type Store struct {
 
 // Open opens the image store at a place, which need not exist yet. A
 // datastore that does not take uploaded delta disks (its capability
-// vmfsSparseSupported is not set) is vic.ErrUnsupported.
+// vmfsSparseSupported is not set) needs Options.Helper, or it is vic.ErrInvalid.
 func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store, error) {
 	const op = "open image store"
 	if o == nil {
@@ -117,8 +126,8 @@ func Open(ctx context.Context, c *vic.Client, at vic.Place, o *Options) (*Store,
 	if err != nil {
 		return nil, fault.Wrap(op, at.Datastore, err)
 	}
-	if !d.SparseDisks {
-		return nil, fault.Wrap(op, at.Datastore, fault.Of(vic.ErrUnsupported, "the datastore takes no vmfsSparse disks (capability vmfsSparseSupported), and no other way of writing layers is there yet; use an NFS or VMFS 5 datastore"))
+	if s.publisher, err = choosePublisher(o, d); err != nil {
+		return nil, fault.Wrap(op, at.Datastore, err)
 	}
 	if o.Sweep {
 		if err := s.Sweep(ctx); err != nil {

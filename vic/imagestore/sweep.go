@@ -17,6 +17,9 @@ import (
 // changes the store does so too.
 func (s *Store) Sweep(ctx context.Context) error {
 	const op = "sweep image store"
+	if err := s.clearHelpers(ctx); err != nil {
+		return fault.Wrap(op, s.ref(), err)
+	}
 	es, err := s.files.List(ctx, s.path("leases"))
 	if errors.Is(err, vic.ErrNotFound) || err == nil && len(es) == 0 {
 		return nil
@@ -120,11 +123,16 @@ func (s *Store) clear(ctx context.Context, broken []string) error {
 			}
 		}
 	}
+	if len(staged) > 0 { // a helper VM has what was staged open
+		if err := s.clearHelpers(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.clearStaged(ctx, staged); err != nil {
 		return err
 	}
 	for _, dead := range broken {
-		if err := s.files.Delete(ctx, s.path("leases", dead)); err != nil {
+		if err := s.erase(ctx, s.path("leases", dead)); err != nil {
 			return err
 		}
 	}

@@ -37,7 +37,8 @@ type TarInOptions struct {
 // wrote is kept, and a filesystem that was cut off by power is repaired from its
 // journal first.
 //
-// Only disks of type vmfsSparse can be changed from outside; others are
+// Only disks of type vmfsSparse can be changed from outside, on datastores that
+// take uploaded ones (capability vmfsSparseSupported); others are
 // vic.ErrUnsupported, and so is a filesystem that needs repair beyond its journal. An
 // archive that is damaged, or is no tar, is vic.ErrInvalid; one that does not fit,
 // vic.ErrNoSpace. The disk of an image is vic.ErrInvalid.
@@ -150,6 +151,13 @@ func (t *tarIn) open(ctx context.Context) error {
 	}
 	if t.files, _, err = t.s.locate(ctx, diskPath(ds, file)); err != nil {
 		return err
+	}
+	d, err := t.s.c.Session().Datastore(ctx, ds, func(d vsphere.Datastore) bool { return d.Name == ds })
+	if err != nil {
+		return err
+	}
+	if !d.SparseDisks {
+		return fault.Of(vic.ErrUnsupported, "datastore %s takes no uploaded disks (its capability vmfsSparseSupported is not set), so a disk there is changed by the VM that runs on it only", ds)
 	}
 	// The mark is taken first: what changes while the disk is read changes it.
 	extent := path.Join(path.Dir(file), "unknown")

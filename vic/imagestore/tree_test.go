@@ -29,7 +29,19 @@ func TestTreeAfterEveryLayer(t *testing.T) {
 		}
 		t.Skip("needs root, to mount and to extract owners and devices")
 	}
-	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	for _, kind := range []struct {
+		name string
+		lab  testlab.Options
+		most int // regular files
+	}{
+		{"upload", testlab.Options{NoBoot: true}, 1 << 20},
+		{"apply", testlab.Options{Lab: native}, 5000},
+	} {
+		t.Run(kind.name, func(t *testing.T) { treeAfterEveryLayer(t, testlab.Start(t, kind.lab), kind.most) })
+	}
+}
+
+func treeAfterEveryLayer(t *testing.T, e *testlab.Env, most int) {
 	for _, c := range []struct {
 		name  string
 		build func(context.Context) (string, error)
@@ -43,6 +55,9 @@ func TestTreeAfterEveryLayer(t *testing.T) {
 			return testimage.Debian(ctx, "", "python3", "python3-pip")
 		}, 512 << 20, 10000},
 	} {
+		if c.least > most {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			if testing.Short() && c.least > 5000 {
 				t.Skip("builds a large image")
@@ -185,6 +200,48 @@ func flattened(t *testing.T, vmdk string) []treecmp.Entry {
 	t.Helper()
 	tree, _ := wholeTree(t, vmdk)
 	return tree
+}
+
+// wholeChain spells a chain for QEMU's tools, to which the hints of ESXi's kind
+// mean nothing on this machine.
+func wholeChain(t *testing.T, vmdk string) string {
+	t.Helper()
+	b, err := json.Marshal(chainNode(t, vmdk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "json:" + string(b)
+}
+
+// chainNode is a chain as QEMU's block graph has it.
+func chainNode(t *testing.T, vmdk string) map[string]any {
+	t.Helper()
+	root, _, ok := strings.Cut(vmdk, "/datastores/")
+	if !ok {
+		t.Fatalf("%s is on no datastore", vmdk)
+	}
+	var node func(file string) map[string]any
+	node = func(file string) map[string]any {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := map[string]any{"driver": "vmdk", "file": map[string]any{"driver": "file", "filename": file}}
+		for line := range strings.Lines(string(b)) {
+			hint, ok := strings.CutPrefix(strings.TrimSpace(line), "parentFileNameHint=")
+			if !ok {
+				continue
+			}
+			hint = strings.Trim(hint, `"`)
+			if rest, ok := strings.CutPrefix(hint, "/vmfs/volumes/"); ok {
+				n["backing"] = node(filepath.Join(root, "datastores", rest))
+			} else {
+				n["backing"] = node(filepath.Join(filepath.Dir(file), hint))
+			}
+		}
+		return n
+	}
+	return node(vmdk)
 }
 
 func command(t *testing.T, name string, args ...string) string {

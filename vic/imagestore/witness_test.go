@@ -2,6 +2,7 @@ package imagestore_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -28,8 +29,14 @@ func rawView(t *testing.T, vmdk string) (file string, done func()) {
 		t.Fatal(err)
 	}
 	var complaints bytes.Buffer
+	node := chainNode(t, vmdk)
+	node["node-name"], node["read-only"] = "top", true
+	top, err := json.Marshal(node)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("qemu-storage-daemon",
-		"--blockdev", "driver=vmdk,node-name=top,read-only=on,file.driver=file,file.filename="+vmdk,
+		"--blockdev", string(top),
 		"--export", "type=fuse,id=raw,node-name=top,writable=off,mountpoint="+file)
 	cmd.Stderr = &complaints
 	exited := make(chan struct{})
@@ -54,7 +61,7 @@ func rawView(t *testing.T, vmdk string) (file string, done func()) {
 		select {
 		case <-exited:
 			t.Logf("no FUSE: %s", complaints.Bytes())
-			command(t, "qemu-img", "convert", "-O", "raw", vmdk, file)
+			command(t, "qemu-img", "convert", "-O", "raw", wholeChain(t, vmdk), file)
 			return file, stop
 		default:
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -42,6 +43,9 @@ func openLink(p location) (link, types.BaseMethodFault) {
 	d, err := parseDisk(b)
 	if err != nil {
 		return link{}, badDisk(p, err)
+	}
+	if p.native && d.CreateType == vmdk.TypeVMFSSparse && !isNative(d) {
+		return link{}, badDisk(p, errors.New("a vmfsSparse disk that the API has not made: this datastore has another format"))
 	}
 	k := link{p, d}
 	for i, f := range k.files()[1:] {
@@ -120,9 +124,11 @@ func (l *Lab) parentOf(k link) (location, types.BaseMethodFault) {
 	return p, nil
 }
 
-// hintTo spells the way from a child to its parent.
+// hintTo spells the way from a child to its parent: as ESXi does, by its whole
+// path, where that is on another datastore, or where the child is of a native
+// one and the parent in another directory.
 func hintTo(child, parent location) string {
-	if child.store != parent.store {
+	if child.store != parent.store || child.native && path.Dir(child.rel) != path.Dir(parent.rel) {
 		return "/vmfs/volumes/" + parent.name + "/" + parent.rel
 	}
 	from, to := strings.Split(path.Dir(child.rel), "/"), strings.Split(parent.rel, "/")
@@ -165,7 +171,27 @@ func (l *Lab) makeDisk(p location, parent string, bytes int64) types.BaseMethodF
 	if err := createChild(p, chain[0].desc, hintTo(p, pp)); err != nil {
 		return diskFault(p, err)
 	}
+	if p.native {
+		if err := keepParent(chain[0]); err != nil {
+			return diskFault(pp, err)
+		}
+	}
 	return nil
+}
+
+// keepParent marks a disk that has children, as ESXi does: VirtualDiskManager
+// does not delete it then, not even when they are gone.
+func keepParent(k link) error {
+	if !isDeletable(k.desc) {
+		return nil
+	}
+	d := *k.desc
+	d.DDB = append(slices.Clone(d.DDB), vmdk.Entry{Key: deletableKey, Value: "false"})
+	tmp := location{k.at.store, path.Join(hidden, "desc-"+randomText())}
+	if err := writeDescriptor(tmp, &d); err != nil {
+		return err
+	}
+	return tmp.root.Rename(tmp.rel, k.at.rel)
 }
 
 func diskFault(p location, err error) types.BaseMethodFault {
@@ -187,7 +213,7 @@ func (l *Lab) deleteDisk(p location) types.BaseMethodFault {
 			return fault
 		}
 		k = link{p, &vmdk.Descriptor{}}
-		for _, s := range []string{"-flat.vmdk", "-delta.vmdk"} {
+		for _, s := range []string{"-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk"} {
 			f := location{p.store, path.Join(path.Dir(p.rel), stem(p)+s)}
 			if f.exists() {
 				k.desc.Extents = append(k.desc.Extents, vmdk.Extent{File: path.Base(f.rel)})
@@ -220,6 +246,9 @@ func backing(chain []link, ds map[string]*store) *types.VirtualDiskFlatVer2Backi
 			Uuid:                         canonicalUUID(uuidOf(k.desc)),
 			ContentId:                    fmt.Sprintf("%08x", k.desc.CID),
 			Parent:                       out,
+		}
+		if k.at.native && out.Parent != nil {
+			out.DeltaDiskFormat = string(types.VirtualDiskDeltaDiskFormatSeSparseFormat)
 		}
 	}
 	return out

@@ -54,6 +54,9 @@ func (h *diskHandler) DeleteVirtualDiskTask(ctx *simulator.Context, req *types.D
 		}
 		h.lab.files.Lock()
 		defer h.lab.files.Unlock()
+		if k, fault := openLink(p); fault == nil && !isDeletable(k.desc) {
+			return nil, say(&types.CannotDeleteFile{FileFault: types.FileFault{File: req.Name}}, "%s has had children: its descriptor says that it is not to be deleted", p)
+		}
 		return nil, h.lab.deleteDisk(p)
 	})
 	if fault != nil {
@@ -175,7 +178,7 @@ func (l *Lab) copyDisk(ctx context.Context, from, to string, force, move bool, p
 func extentName(p location, kind string, i, n int) string {
 	suffix := "-flat"
 	if kind == vmfsSparse {
-		suffix = "-delta"
+		suffix = deltaSuffix(p)
 	}
 	if n > 1 {
 		suffix += "-" + string(rune('a'+i%26))

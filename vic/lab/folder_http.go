@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"io/fs"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vicsdk/vic-go/internal/vmdk"
 )
 
 // serveFolder gives access to files of a datastore, as vCenter does:
@@ -86,9 +89,14 @@ func (l *Lab) putFile(w http.ResponseWriter, r *http.Request, p location) {
 		http.Error(w, "the parent directory does not exist", http.StatusNotFound)
 		return
 	}
+	body := bufio.NewReader(r.Body)
+	if head, _ := body.Peek(32); p.native && vmdk.Kind(head) == vmdk.TypeVMFSSparse {
+		http.Error(w, "this datastore takes no vmfsSparse extents", http.StatusForbidden)
+		return
+	}
 	tmp := location{p.store, path.Join(hidden, "put-"+randomText())}
 	err := tmp.create(func(f *os.File) error {
-		n, err := io.Copy(f, r.Body)
+		n, err := io.Copy(f, body)
 		if err == nil && r.ContentLength >= 0 && n != r.ContentLength {
 			err = io.ErrUnexpectedEOF
 		}

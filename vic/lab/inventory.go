@@ -90,7 +90,7 @@ func (l *Lab) buildDatastores(ctx context.Context, c *vim25.Client, hosts []*obj
 		if !ok {
 			return fmt.Errorf("datastore %s is not in the inventory", name)
 		}
-		obj.Capability.VmfsSparseSupported = types.NewBool(true)
+		obj.Capability.VmfsSparseSupported = types.NewBool(!s.native)
 		obj.Capability.PerFileThinProvisioningSupported = true
 		obj.Capability.UpitSupported = types.NewBool(false)
 		obj.Summary.MultipleHostAccess = types.NewBool(len(hosts) > 1)

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -112,6 +113,7 @@ func (l *Lab) start(ctx context.Context) error {
 			delete(l.stores, n)
 			return fmt.Errorf("datastore %s: %w", n, err)
 		}
+		l.stores[n].native = slices.Contains(l.opts.NativeDatastores, n)
 	}
 	for _, n := range l.opts.Networks {
 		w, err := newNetwork(n)

@@ -28,6 +28,16 @@ type Options struct {
 	User, Password string
 	// Datastores are the names of the datastores: {"datastore1"}.
 	Datastores []string
+	// NativeDatastores are those of Datastores that behave as VMFS 6 and vSAN do:
+	// their capability vmfsSparseSupported is not set, an upload of a vmfsSparse
+	// extent is refused, and so is any use of a child disk that the API has not
+	// made. A real one has children of another format (seSparse), which QEMU
+	// cannot write: here they are vmfsSparse inside, in files named
+	// NAME-sesparse.vmdk, and their descriptors have a mark (ddb.lab.native). A
+	// parent in another directory is named by its whole path, as ESXi does
+	// (/vmfs/volumes/DATASTORE/…), so a directory of disks that have children
+	// cannot be renamed.
+	NativeDatastores []string
 	// Hosts is the number of hosts in the cluster: 1, at most 64.
 	Hosts int
 	// Networks are the port groups: {"VM Network"}.
@@ -124,6 +134,11 @@ func (o Options) withDatastores() (Options, error) {
 			return o, fmt.Errorf("lab: Options.Datastores[%d]: %q is there twice", i, n)
 		}
 		seen[n] = true
+	}
+	for i, n := range o.NativeDatastores {
+		if !seen[n] {
+			return o, fmt.Errorf("lab: Options.NativeDatastores[%d]: %q is not among Datastores", i, n)
+		}
 	}
 	return o, nil
 }

@@ -26,6 +26,8 @@ type store struct {
 	dir  string
 	root *os.Root
 	ref  types.ManagedObjectReference
+	// native: its child disks are made by the API only.
+	native bool
 }
 
 func openStore(dir, name string) (*store, error) {

@@ -20,6 +20,9 @@ const (
 	maxDisk    = 62 << 40 // bytes, vSphere's limit
 	vmfsSparse = "VMFSSPARSE"
 	uuidKey    = "ddb.uuid"
+	nativeKey  = "ddb.lab.native"
+
+	deletableKey = "ddb.deletable"
 )
 
 // parseDisk reads a descriptor and refuses what vSphere would not run and what
@@ -76,9 +79,11 @@ func newDiskID() (cid uint32, id string) {
 }
 
 // uuidOf returns ddb.uuid as it stands, or "".
-func uuidOf(d *vmdk.Descriptor) string {
+func uuidOf(d *vmdk.Descriptor) string { return entry(d, uuidKey) }
+
+func entry(d *vmdk.Descriptor, key string) string {
 	for _, e := range d.DDB {
-		if e.Key == uuidKey {
+		if e.Key == key {
 			return e.Value
 		}
 	}
@@ -128,9 +133,27 @@ func createBase(p location, bytes int64) error {
 // path relative to the child's directory.
 func createChild(p location, parent *vmdk.Descriptor, hint string) error {
 	cid, id := newDiskID()
-	d := vmdk.LayerDescriptor(parent.Bytes(), cid, parent.CID, hint, stem(p)+"-delta.vmdk")
+	d := vmdk.LayerDescriptor(parent.Bytes(), cid, parent.CID, hint, stem(p)+deltaSuffix(p)+".vmdk")
+	if p.native {
+		d.DDB = append(d.DDB, vmdk.Entry{Key: nativeKey, Value: "1"})
+	}
 	return createDisk(p, d, id, func(f *os.File) error { return vmdk.WriteChild(f, parent.Bytes()) })
 }
+
+// deltaSuffix is what the name of a child's extent has behind the disk's.
+func deltaSuffix(p location) string {
+	if p.native {
+		return "-sesparse"
+	}
+	return "-delta"
+}
+
+// isNative tells whether the API has made a child disk on a datastore where
+// only it may.
+func isNative(d *vmdk.Descriptor) bool { return entry(d, nativeKey) != "" }
+
+// isDeletable tells whether VirtualDiskManager may delete a disk.
+func isDeletable(d *vmdk.Descriptor) bool { return entry(d, deletableKey) != "false" }
 
 // createDisk makes the extent first: a descriptor never names what is not there.
 func createDisk(p location, d *vmdk.Descriptor, uuid string, fill func(*os.File) error) error {

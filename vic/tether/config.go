@@ -52,6 +52,17 @@ type Config struct {
 	// the output, so that the end of a short process's output need not be read
 	// from its disk. It delays nothing before or while the process runs.
 	AwaitAttach time.Duration `json:"awaitAttach,omitempty"`
+	// Apply, where it is not nil, makes the VM a helper that writes to disks for
+	// a controller (see Client.Apply): no root is mounted and no process is run,
+	// and Root, Process, Stop and AwaitAttach are not looked at.
+	Apply *Apply `json:"apply,omitempty"`
+}
+
+// Apply is what a helper VM is told.
+type Apply struct {
+	// Idle is how long the VM stays on while no controller speaks to it; zero
+	// means DefaultIdle.
+	Idle time.Duration `json:"idle,omitempty"`
 }
 
 // Disk names a disk by its place on the first SCSI controller.
@@ -109,6 +120,10 @@ func (c *Config) Validate() error {
 	switch {
 	case c.Version != 1:
 		return fmt.Errorf("version: %d is not 1, the version this tether knows", c.Version)
+	case c.Apply != nil && c.Apply.Idle < 0:
+		return fmt.Errorf("apply.idle: negative")
+	case c.Apply != nil:
+		return c.validateNICs()
 	case len(c.Process.Args) == 0 || c.Process.Args[0] == "":
 		return fmt.Errorf("process.args: empty: neither the image nor the caller names a program")
 	case c.Process.Dir != "" && !path.IsAbs(c.Process.Dir):
@@ -132,6 +147,10 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("process.env[%d]: %.40q is not KEY=value", i, s)
 		}
 	}
+	return c.validateNICs()
+}
+
+func (c *Config) validateNICs() error {
 	for i, n := range c.NICs {
 		if n.MAC == "" {
 			return fmt.Errorf("nics[%d].mac: empty", i)

@@ -17,6 +17,7 @@ const (
 	channelAttach = "attach" + domain
 	channelCall   = "call" + domain
 	channelLogs   = "logs" + domain
+	channelApply  = "apply" + domain
 	requestExit   = "exit" + domain
 	// requestEOF comes before SSH's own EOF on an attachment and tells the end
 	// of standard input: the SSH package reports the end of a channel, and of
@@ -82,6 +83,7 @@ const (
 	methodWait     = "wait"
 	methodStatus   = "status"
 	methodTimeline = "timeline"
+	methodPowerOff = "poweroff"
 )
 
 type signalParams struct {

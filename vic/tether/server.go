@@ -18,8 +18,11 @@ type ServerConfig struct {
 	Authority ssh.PublicKey // of the controllers' certificates
 	ID        string        // of the container, a principal
 	Container *Container
-	Output    *Recorder
-	Logger    *slog.Logger // nil discards
+	Output    *Recorder // nil where Applier is set
+	// Applier makes the server that of a helper VM: it takes runs for disks,
+	// tells Container's status, and does nothing else.
+	Applier *Applier
+	Logger  *slog.Logger // nil discards
 }
 
 // A Server is the guest's side of the protocol. It serves any number of
@@ -46,7 +49,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 		return nil, fmt.Errorf("%w: Authority: missing", ErrInvalid)
 	case c.Container == nil:
 		return nil, fmt.Errorf("%w: Container: missing", ErrInvalid)
-	case c.Output == nil:
+	case c.Output == nil && c.Applier == nil:
 		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
 	}
 	s := &Server{config: c, log: c.Logger, conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}

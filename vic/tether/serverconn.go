@@ -31,6 +31,7 @@ func (c *serverConn) serve(ctx context.Context, channels <-chan ssh.NewChannel, 
 	defer cancel()
 	wg.Go(func() {
 		for r := range requests {
+			c.server.config.Applier.touch()
 			if r.WantReply {
 				// Every request is answered; it is a sign of life.
 				_ = r.Reply(r.Type == requestPing, nil)
@@ -62,6 +63,15 @@ func (c *serverConn) serve(ctx context.Context, channels <-chan ssh.NewChannel, 
 }
 
 func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChannel) {
+	if c.server.config.Applier != nil {
+		switch n.ChannelType() {
+		case channelApply:
+			return c.apply
+		case channelCall:
+			return c.call
+		}
+		return nil
+	}
 	switch n.ChannelType() {
 	case channelAttach:
 		return c.attach
@@ -278,6 +288,16 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 
 func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 	container := c.server.config.Container
+	if a := c.server.config.Applier; a != nil {
+		switch q.Method {
+		case methodStatus, methodTimeline:
+		case methodPowerOff:
+			a.End()
+			return nil, nil
+		default:
+			return nil, fmt.Errorf("%w: this is a helper VM, not a container", ErrUnsupported)
+		}
+	}
 	switch q.Method {
 	case methodSignal:
 		var p signalParams
