@@ -58,6 +58,8 @@ func Tall(ctx context.Context, dir string) (layoutPath string, err error) {
 		}
 		for i := 1; i < TallLayers; i++ {
 			l := NewLayer()
+			l.AddDir(".", nil)
+			l.AddDir("tall", nil)
 			l.AddFile(fmt.Sprintf("tall/%02d", i), []byte(fmt.Sprintln("added by layer", i)), nil)
 			l.AddFile("tall/top", []byte(fmt.Sprintln(i)), nil)
 			if i > 2 {
