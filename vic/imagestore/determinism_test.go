@@ -1,6 +1,7 @@
 package imagestore_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/vicsdk/vic-go/internal/seeded"
 	"github.com/vicsdk/vic-go/internal/testlab"
@@ -49,10 +51,10 @@ func TestSameBytes(t *testing.T) {
 		workers int
 		order   []string // nil for all at once
 	}{
-		{"gzip-1", gz, 1, []string{"whole", "half", "branch", "again"}},
+		{"gzip-1", quick, 1, []string{"whole", "half", "branch", "again"}},
 		{"zstd-8", zst, 8, []string{"again", "branch", "half", "whole"}},
 		{"plain-1", plain, 1, []string{"half", "again", "whole", "branch"}},
-		{"gzip-8-at-once", gz, 8, nil},
+		{"gzip-8-at-once", quick, 8, nil},
 		{"plain-8-at-once", plain, 8, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -60,7 +62,7 @@ func TestSameBytes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			all := images(c.pack)
+			all := images(once(c.pack))
 			pull := func(name string) {
 				if _, err := store.Pull(t.Context(), all[name].m, "registry.example/"+name+":x", nil); err != nil {
 					t.Error(err)
@@ -77,7 +79,7 @@ func TestSameBytes(t *testing.T) {
 				wg.Wait()
 			}
 			got := layerSums(t, filepath.Join(e.Datastore(), c.name, "layers"))
-			if want := 3 * (n + 2); len(got) != want {
+			if want := 4 * (n + 2); len(got) != want {
 				t.Errorf("%d files of layers, not %d", len(got), want)
 			}
 			if first == nil {
@@ -100,6 +102,31 @@ func TestSameBytes(t *testing.T) {
 				t.Errorf("layer %d: no %s has the bytes that package seeded knows", i+1, file)
 			}
 		}
+	}
+}
+
+// quick is gzip that does not try hard: half of the layers is noise.
+func quick(b []byte) []byte {
+	var w bytes.Buffer
+	z, err := gzip.NewWriterLevel(&w, gzip.HuffmanOnly)
+	if err != nil {
+		panic(err)
+	}
+	z.Write(b)
+	z.Close()
+	return w.Bytes()
+}
+
+// once packs each layer once, however many images have it.
+func once(pack func([]byte) []byte) func([]byte) []byte {
+	packed := map[*byte][]byte{}
+	return func(b []byte) []byte {
+		p, ok := packed[&b[0]]
+		if !ok {
+			p = pack(b)
+			packed[&b[0]] = p
+		}
+		return p
 	}
 }
 

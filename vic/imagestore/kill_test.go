@@ -214,7 +214,7 @@ func (w *worker) finish(t *testing.T) map[string]string {
 // moment. What was acknowledged is there, all that is published is whole, the
 // others go on, and what is left of the dead goes when their leases have run out.
 func TestKill(t *testing.T) {
-	rounds, lease := 8, 1500*time.Millisecond
+	rounds, lease := 4, 1500*time.Millisecond
 	if os.Getenv("VIC_SOAK") != "" {
 		rounds = 200
 	} else if testing.Short() {

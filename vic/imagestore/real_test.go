@@ -3,7 +3,6 @@ package imagestore_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,17 +14,11 @@ import (
 	"github.com/vicsdk/vic-go/internal/testimage"
 	"github.com/vicsdk/vic-go/internal/testlab"
 	"github.com/vicsdk/vic-go/internal/treecmp"
-	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/imagestore"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
-
-// deepest is how many layers an image may have that change something. Those of
-// more are refused; the image of 40 layers is pulled and run as soon as this is
-// 40 or more.
-const deepest = 26
 
 // run is what proves that an image works: its main program in a VM.
 type run struct {
@@ -93,12 +86,6 @@ func testReal(t *testing.T, e *testlab.Env, r testimage.Real) {
 	name := e.Push(t, layout, r.Name+":real")
 	start := time.Now()
 	img, err := eng.Pull(t.Context(), name, nil)
-	if n := layerCount(t, layout); n > deepest {
-		if !errors.Is(err, vic.ErrUnsupported) || !strings.Contains(err.Error(), fmt.Sprintf("more than %d layers", deepest)) {
-			t.Errorf("an image of %d layers: %v", n, err)
-		}
-		return
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
