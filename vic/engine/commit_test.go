@@ -319,7 +319,7 @@ func TestCommitFindsItsImage(t *testing.T) {
 		}
 	})
 	t.Run("a disk elsewhere", func(t *testing.T) {
-		if _, err := images.Commit(t.Context(), vic.Disk{Path: "[other] a/b.vmdk"}, to, nil); !errors.Is(err, vic.ErrUnsupported) {
+		if _, err := images.Commit(t.Context(), vic.Disk{Path: "[other] a/b.vmdk"}, to, nil); !errors.Is(err, vic.ErrNotFound) {
 			t.Error(err)
 		}
 	})
