@@ -206,6 +206,10 @@ func testImagesOutAndIn(t *testing.T, c *cli) {
 		t.Errorf("files: %v, %v", left, err)
 	}
 	c.want(t, 0, "", "rm", "work")
+	c.want(t, 0, "untagged", "rmi", addr+"/flat:v1")
+	c.want(t, 0, "untagged", "rmi", "made")
+	c.want(t, 0, "untagged", "rmi", addr+"/made:v1")
+	c.want(t, 0, "deleted", "prune")
 }
 
 // testTerminal runs vic on a terminal of its own: the window's size arrives at
