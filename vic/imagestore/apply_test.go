@@ -85,6 +85,7 @@ func watchHelpers(t *testing.T, e *testlab.Env, f func()) int {
 // On a datastore that takes no uploads, one helper VM writes all layers of a
 // pull; containers run from them; what is in use stays, and what is not goes.
 func TestApply(t *testing.T) {
+	long(t)
 	e := testlab.Start(t, testlab.Options{Lab: native})
 	ctx := t.Context()
 	name := e.Busybox(t)
@@ -404,6 +405,7 @@ func guestProxy(t *testing.T, e *testlab.Env) string {
 // A process that is killed while its helper boots, or writes, leaves nothing
 // that the next sweep does not find.
 func TestApplyKilled(t *testing.T) {
+	long(t)
 	e := testlab.Start(t, testlab.Options{Lab: native, Images: &imagestore.Options{Bytes: small}})
 	cfg, err := e.Lab.Config()
 	if err != nil {

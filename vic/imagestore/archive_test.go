@@ -102,6 +102,7 @@ func loadFile(t *testing.T, s *imagestore.Store, name string, o *imagestore.Load
 // What is saved is what skopeo takes, with the tree that umoci unpacks of the
 // image as it came; and it loads into another store as the same disks.
 func TestSave(t *testing.T) {
+	long(t)
 	s := stock(t)
 	root := os.Geteuid() == 0
 	var want []treecmp.Entry

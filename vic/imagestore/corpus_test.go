@@ -50,6 +50,7 @@ func imageOf(ls ...packedLayer) *fake {
 // another whose layers are packed in odd ways, and compares the kernel's view of
 // them with what is wanted.
 func TestOddLayers(t *testing.T) {
+	long(t)
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
 			t.Fatal("needs root, to mount")
@@ -293,6 +294,7 @@ func checkTree(t *testing.T, want map[string]string, tree []treecmp.Entry, sums 
 // Each must fail with an error that says why, in bounded memory, and leave
 // nothing.
 func TestHostileLayers(t *testing.T) {
+	long(t)
 	e := testlab.Start(t, testlab.Options{NoBoot: true})
 	spool := t.TempDir()
 	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 128 << 20, TempDir: spool}).Images()

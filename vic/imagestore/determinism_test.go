@@ -23,6 +23,7 @@ import (
 // all at once: every file of every layer has the same bytes in all of them, and
 // those that other architectures make of the layers.
 func TestSameBytes(t *testing.T) {
+	long(t)
 	e := testlab.Start(t, testlab.Options{NoBoot: true})
 	tars := seeded.Layers()
 	whole, n := tars, len(tars)

@@ -19,6 +19,7 @@ import (
 // The tree of an image that is exported and imported is the same, as the kernel
 // sees it and as GNU tar unpacks it; and the history tells of it.
 func TestExportImport(t *testing.T) {
+	long(t)
 	e := testlab.Start(t, testlab.Options{NoBoot: true})
 	store := e.Open(t, e.Client, &imagestore.Options{Bytes: 128 << 20}).Images()
 	layout, err := testimage.Demo(t.Context(), "")

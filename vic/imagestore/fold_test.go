@@ -49,6 +49,7 @@ func manyLayers(t *testing.T, n int) string {
 // An image of more layers than a chain may have disks is folded: no chain is
 // longer than the bound, and every layer has the tree that it should.
 func TestFoldedChain(t *testing.T) {
+	long(t)
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
 			t.Fatal("needs root, to mount and to extract owners")

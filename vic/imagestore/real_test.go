@@ -66,7 +66,7 @@ func TestRealImages(t *testing.T) {
 		t.Skip("needs root, to mount and to extract owners and devices")
 	}
 	e := testlab.Start(t, testlab.Options{})
-	usual := map[string]bool{"busybox": true, "tall": true, "python": true}
+	usual := map[string]bool{"busybox": true, "tall": true}
 	for _, r := range testimage.Reals() {
 		t.Run(r.Name, func(t *testing.T) {
 			if os.Getenv("VIC_SOAK") == "" && !usual[r.Name] {

@@ -109,3 +109,13 @@ func wholeTree(t *testing.T, vmdk string) (tree []treecmp.Entry, outside []strin
 	}
 	return tree, outside
 }
+
+// long leaves a test out of short runs. "make test" runs it without the race
+// detector, under which unpacking is many times slower; what goes on at once in
+// it, others do under the detector.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long (-short)")
+	}
+}

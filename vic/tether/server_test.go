@@ -265,7 +265,7 @@ func TestStop(t *testing.T) {
 		{"default signal", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done", nil, "", time.Minute, tether.Exit{Code: 3}},
 		{"configured signal", "trap 'exit 4' USR2; echo ready; while :; do sleep 0.02; done",
 			func(c *tether.Config) { c.Stop.Signal = "SIGUSR2" }, "", time.Minute, tether.Exit{Code: 4}},
-		{"given signal", "trap 'exit 5' HUP; echo ready; while :; do sleep 0.02; done", nil, "1", time.Minute, tether.Exit{Code: 5}},
+		{"given signal", "trap 'exit 5' USR1; echo ready; while :; do sleep 0.02; done", nil, "10", time.Minute, tether.Exit{Code: 5}},
 		{"kill", "trap '' TERM; echo ready; while :; do sleep 0.02; done", nil, "", 0, tether.Exit{Code: 137, Signal: "SIGKILL"}},
 		{"configured grace", "trap '' TERM; echo ready; while :; do sleep 0.02; done",
 			func(c *tether.Config) { c.Stop.Grace = time.Millisecond }, "", -1, tether.Exit{Code: 137, Signal: "SIGKILL"}},
