@@ -42,7 +42,7 @@ demo: build ## the main job on the lab: registry, VCH, pull, run, delete
 test: setup build ## everything, with the race detector, booting real VMs
 	go vet ./...
 	go test -race -timeout 30m $$(go list ./... | grep -v /vic/imagestore$$)
-	go test -race -short -timeout 15m ./vic/imagestore
+	go test -race -short -timeout 15m -run 'Pull|Lease|Dead|Kill|Cancelled|Load$$' ./vic/imagestore
 	go test -timeout 20m ./vic/imagestore
 
 test-short: ## what needs neither QEMU nor root
