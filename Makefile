@@ -39,7 +39,7 @@ demo: build ## the main job on the lab: registry, VCH, pull, run, delete
 	@scripts/setup --no-kernel
 	go run ./internal/demo --vic bin/vic
 
-test: setup build ## everything, with the race detector, booting real VMs
+test: setup build ## everything, booting real VMs, with the race detector where things go on at once
 	go vet ./...
 	go test -race -timeout 30m $$(go list ./... | grep -v /vic/imagestore$$)
 	go test -race -short -timeout 15m -run 'Pull|Lease|Dead|Kill|Cancelled|Load$$' ./vic/imagestore

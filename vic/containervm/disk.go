@@ -24,8 +24,14 @@ func (v *VM) RestingDisk(ctx context.Context) (vic.Disk, error) {
 	if m.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
 		return vic.Disk{}, fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "its VM is not off, and its files cannot be reached from outside then: stop the container first"))
 	}
+	d, err := rootDisk(&m)
+	return d, fault.Wrap(op, v.Ref(), err)
+}
+
+// rootDisk finds a VM's root disk, the first of its first adapter.
+func rootDisk(m *mo.VirtualMachine) (vic.Disk, error) {
 	if m.Config == nil {
-		return vic.Disk{}, fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "vSphere does not know its configuration now"))
+		return vic.Disk{}, fault.Of(vic.ErrState, "vSphere does not know its configuration now")
 	}
 	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
 		disk := d.(*types.VirtualDisk)
@@ -34,5 +40,5 @@ func (v *VM) RestingDisk(ctx context.Context) (vic.Disk, error) {
 			return vic.Disk{Path: b.GetVirtualDeviceFileBackingInfo().FileName, Bytes: disk.CapacityInBytes}, nil
 		}
 	}
-	return vic.Disk{}, fault.Wrap(op, v.Ref(), fault.Of(vic.ErrNotFound, "the VM has no root disk"))
+	return vic.Disk{}, fault.Of(vic.ErrNotFound, "the VM has no root disk")
 }

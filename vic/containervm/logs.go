@@ -8,9 +8,7 @@ import (
 	"io/fs"
 	"strings"
 
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/mo"
-	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/ext4"
@@ -96,23 +94,19 @@ func (v *VM) openDisk(ctx context.Context) (*chain.Disk, error) {
 	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, []string{"config.hardware.device"}, &m); err != nil {
 		return nil, err
 	}
-	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
-		disk := d.(*types.VirtualDisk)
-		b, ok := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo)
-		if disk.UnitNumber == nil || *disk.UnitNumber != 0 || !ok {
-			continue
-		}
-		ds, p, err := vsphere.SplitPath(b.GetVirtualDeviceFileBackingInfo().FileName)
-		if err != nil {
-			return nil, err
-		}
-		if ds != v.owner.Datastore.Name {
-			return nil, fault.Of(vic.ErrUnsupported, "the root disk was moved to datastore %q, away from the VCH's", ds)
-		}
-		files := v.files()
-		return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
-			return files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
-		})
+	root, err := rootDisk(&m)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fault.Of(vic.ErrNotFound, "the VM has no root disk")
+	ds, p, err := vsphere.SplitPath(root.Path)
+	if err != nil {
+		return nil, err
+	}
+	if ds != v.owner.Datastore.Name {
+		return nil, fault.Of(vic.ErrUnsupported, "the root disk was moved to datastore %q, away from the VCH's", ds)
+	}
+	files := v.files()
+	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
+		return files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+	})
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -37,9 +36,6 @@ type CommitOptions struct {
 	// Progress hears of the new layer as it does of a pull's.
 	Progress func(vic.Event)
 }
-
-// rootDir is where a filesystem has the image's tree.
-const rootDir = "/" + ext4.RootDir
 
 // Commit makes an image of a container's root disk: the image that the disk is a
 // child of, with a layer of what differs in the container's tree, and under the
@@ -160,29 +156,14 @@ func (s *Store) diff(ctx context.Context, c *chain.Disk, dir string, depth int, 
 	for i, d := range []*chain.Disk{lower, c} {
 		r, err := ext4.Open(d, d.Size())
 		if err == nil {
-			trees[i], err = r.Sub(rootDir)
+			trees[i], err = r.Sub(ext4.RootDir)
 		}
 		if err != nil {
 			return fmt.Errorf("the filesystem of %s: %w", [...]string{"the image", "the container"}[i], err)
 		}
 	}
-	o.Skip = func(name string) bool { return placeholder(trees[0], trees[1], name) }
+	o.Skip = (&mountPoints{lower: trees[0], upper: trees[1]}).skip
 	return ext4.DiffTar(&whileContext{ctx, w}, trees[0], trees[1], o, &ext4.TarOptions{Sparse: sparse})
-}
-
-// placeholder says of a file that it is one of those that guests make to mount
-// their own over, and that nobody wrote to since.
-func placeholder(lower, upper *ext4.Reader, name string) bool {
-	switch name {
-	case "etc/hostname", "etc/hosts", "etc/resolv.conf":
-	default:
-		return false
-	}
-	if _, err := lower.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	info, err := upper.Lstat(name)
-	return err == nil && info.Mode.IsRegular() && info.Size == 0
 }
 
 // whileContext ends a long writing with its context.

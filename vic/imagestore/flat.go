@@ -34,7 +34,7 @@ func (s *Store) Export(ctx context.Context, d vic.Disk, w io.Writer, o *ExportOp
 			return err
 		}
 		defer func() { _ = closeTree() }() // it was only read
-		tree, err := r.Sub(rootDir)
+		tree, err := r.Sub(ext4.RootDir)
 		if err != nil {
 			return err
 		}
