@@ -155,15 +155,17 @@ func (f *Files) WriteFile(ctx context.Context, p string, b []byte) error {
 // Move renames a file or a directory. Without force, an existing destination
 // is fault.ErrConflict.
 func (f *Files) Move(ctx context.Context, from, to string, force bool) error {
-	t, err := object.NewFileManager(f.s.Vim).MoveDatastoreFile(ctx, f.Path(from), f.dc(), f.Path(to), f.dc(), force)
-	return f.finish(ctx, "move "+f.Path(from)+" to "+f.Path(to), t, err)
+	return f.task(ctx, "move "+f.Path(from)+" to "+f.Path(to), func(ctx context.Context) (*object.Task, error) {
+		return object.NewFileManager(f.s.Vim).MoveDatastoreFile(ctx, f.Path(from), f.dc(), f.Path(to), f.dc(), force)
+	})
 }
 
 // Delete removes a file, or a directory with all in it. What is not there is
 // no error.
 func (f *Files) Delete(ctx context.Context, p string) error {
-	t, err := object.NewFileManager(f.s.Vim).DeleteDatastoreFile(ctx, f.Path(p), f.dc())
-	err = f.finish(ctx, "delete "+f.Path(p), t, err)
+	err := f.task(ctx, "delete "+f.Path(p), func(ctx context.Context) (*object.Task, error) {
+		return object.NewFileManager(f.s.Vim).DeleteDatastoreFile(ctx, f.Path(p), f.dc())
+	})
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil
 	}
@@ -182,7 +184,12 @@ func (f *Files) MkdirAll(ctx context.Context, p string) error {
 // Mkdir makes a directory whose parent exists. One that exists is
 // fault.ErrConflict, so that of two callers one wins.
 func (f *Files) Mkdir(ctx context.Context, p string) error {
-	err := Judge(object.NewFileManager(f.s.Vim).MakeDirectory(ctx, f.Path(p), f.dc(), false))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	octx, cancel := Outlive(ctx)
+	defer cancel()
+	err := Judge(object.NewFileManager(f.s.Vim).MakeDirectory(octx, f.Path(p), f.dc(), false))
 	if err != nil {
 		return fmt.Errorf("make directory %s: %w", f.Path(p), err)
 	}
@@ -191,11 +198,12 @@ func (f *Files) Mkdir(ctx context.Context, p string) error {
 
 // CreateThinDisk makes an empty thin disk of the given size in bytes.
 func (f *Files) CreateThinDisk(ctx context.Context, p string, size int64) error {
-	t, err := object.NewVirtualDiskManager(f.s.Vim).CreateVirtualDisk(ctx, f.Path(p), f.dc(), &types.FileBackedVirtualDiskSpec{
-		VirtualDiskSpec: types.VirtualDiskSpec{DiskType: string(types.VirtualDiskTypeThin), AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic)},
-		CapacityKb:      size / 1024,
+	return f.task(ctx, "create disk "+f.Path(p), func(ctx context.Context) (*object.Task, error) {
+		return object.NewVirtualDiskManager(f.s.Vim).CreateVirtualDisk(ctx, f.Path(p), f.dc(), &types.FileBackedVirtualDiskSpec{
+			VirtualDiskSpec: types.VirtualDiskSpec{DiskType: string(types.VirtualDiskTypeThin), AdapterType: string(types.VirtualDiskAdapterTypeLsiLogic)},
+			CapacityKb:      size / 1024,
+		})
 	})
-	return f.finish(ctx, "create disk "+f.Path(p), t, err)
 }
 
 // DeleteDisk deletes a disk as such, whatever its data is, and not its parents.
@@ -217,8 +225,9 @@ func (f *Files) DeleteDisk(ctx context.Context, p string) error {
 			return err
 		}
 	}
-	t, err := object.NewVirtualDiskManager(f.s.Vim).DeleteVirtualDisk(ctx, f.Path(p), f.dc())
-	return f.finish(ctx, "delete disk "+f.Path(p), t, err)
+	return f.task(ctx, "delete disk "+f.Path(p), func(ctx context.Context) (*object.Task, error) {
+		return object.NewVirtualDiskManager(f.s.Vim).DeleteVirtualDisk(ctx, f.Path(p), f.dc())
+	})
 }
 
 // An Entry is a file or directory of a datastore.
@@ -338,11 +347,8 @@ func (f *Files) Stat(ctx context.Context, p string) (int64, error) {
 
 func (f *Files) dc() *object.Datacenter { return object.NewDatacenter(f.s.Vim, f.datacenter) }
 
-func (f *Files) finish(ctx context.Context, what string, t *object.Task, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, Judge(err))
-	}
-	if _, err := Wait(ctx, f.s, t.Reference(), nil); err != nil {
+func (f *Files) task(ctx context.Context, what string, request func(context.Context) (*object.Task, error)) error {
+	if err := Do(ctx, f.s, request); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/task"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -22,6 +23,47 @@ const CleanupTime = 30 * time.Second
 // end, and CleanupTime of its own.
 func Detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), CleanupTime)
+}
+
+// Outlive returns a context that ends CleanupTime after ctx does: for a request
+// that changes something, whose answer must be heard once it was sent. Cut off
+// in the middle, nobody would know of what it made.
+func Outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-out.Done():
+		case <-time.After(CleanupTime):
+			cancel(context.Cause(ctx))
+		}
+	})
+	return out, func() { stop(); cancel(nil) }
+}
+
+// Begin makes the request that begins a task, unless ctx has ended, and hears
+// its answer even if ctx ends meanwhile; Wait then cancels the task. Errors are
+// judged.
+func Begin(ctx context.Context, request func(context.Context) (*object.Task, error)) (types.ManagedObjectReference, error) {
+	if ctx.Err() != nil {
+		return types.ManagedObjectReference{}, context.Cause(ctx)
+	}
+	octx, cancel := Outlive(ctx)
+	defer cancel()
+	t, err := request(octx)
+	if err != nil {
+		return types.ManagedObjectReference{}, Judge(err)
+	}
+	return t.Reference(), nil
+}
+
+// Do is Begin and Wait.
+func Do(ctx context.Context, s *Session, request func(context.Context) (*object.Task, error)) error {
+	ref, err := Begin(ctx, request)
+	if err != nil {
+		return err
+	}
+	_, err = Wait(ctx, s, ref, nil)
+	return err
 }
 
 // Progress hears how far a task is, in percent.
@@ -53,9 +95,11 @@ func WaitResult(ctx context.Context, s *Session, ref types.ManagedObjectReferenc
 	if err != nil || res != nil {
 		return res, err
 	}
-	// The state may be told of before the result is.
+	// The state may be told of before the result is. ctx may have ended.
+	dctx, cancel := Detached(ctx)
+	defer cancel()
 	var t mo.Task
-	if err := Properties(ctx, s, ref, []string{"info.result"}, &t); err != nil {
+	if err := Properties(dctx, s, ref, []string{"info.result"}, &t); err != nil {
 		return nil, fault.As(fault.ErrUnknownOutcome, fmt.Errorf("result of task %s: %w", ref.Value, err))
 	}
 	return t.Info.Result, nil

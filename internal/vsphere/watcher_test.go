@@ -672,3 +672,28 @@ func TestGoneBeforeTheFirstWait(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A request that begins a task is not cut off in the middle: what it made would
+// be known to nobody.
+func TestBeginOutlivesItsContext(t *testing.T) {
+	e := start(t, false)
+	vm := e.vm("outlive")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ref, err := vsphere.Begin(ctx, func(ctx context.Context) (*object.Task, error) {
+		cancel()
+		return vm.Reconfigure(ctx, types.VirtualMachineConfigSpec{Annotation: "outlived"})
+	})
+	if err != nil {
+		t.Fatalf("a request that was under way: %v", err)
+	}
+	// It came to a good end, or was cancelled in time: both are told for sure.
+	if _, err := vsphere.Wait(ctx, e.s, ref, nil); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("its task: %v", err)
+	}
+	asked := false
+	err = vsphere.Do(ctx, e.s, func(context.Context) (*object.Task, error) { asked = true; return nil, errors.New("asked") })
+	if !errors.Is(err, context.Canceled) || asked {
+		t.Errorf("a request after the end: %v, sent: %v", err, asked)
+	}
+}

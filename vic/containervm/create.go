@@ -56,11 +56,11 @@ func Create(ctx context.Context, c *vic.Client, spec Spec) (*VM, error) {
 	}
 	folder := object.NewFolder(c.Vim(), types.ManagedObjectReference{Type: "Folder", Value: spec.Owner.Folder.ID})
 	pool := object.NewResourcePool(c.Vim(), types.ManagedObjectReference{Type: "ResourcePool", Value: spec.Owner.Pool.ID})
-	t, err := folder.CreateVM(ctx, *vmSpec, pool, nil)
+	t, err := vsphere.Begin(ctx, func(ctx context.Context) (*object.Task, error) { return folder.CreateVM(ctx, *vmSpec, pool, nil) })
 	if err != nil {
-		return nil, fault.Wrap(op, ref, vsphere.Judge(err))
+		return nil, fault.Wrap(op, ref, err)
 	}
-	res, err := vsphere.WaitResult(ctx, c.Session(), t.Reference())
+	res, err := vsphere.WaitResult(ctx, c.Session(), t)
 	if err != nil {
 		return nil, fault.Wrap(op, ref, err)
 	}

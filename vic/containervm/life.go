@@ -19,13 +19,8 @@ import (
 
 func (v *VM) object() *object.VirtualMachine { return object.NewVirtualMachine(v.c.Vim(), v.ref) }
 
-func (v *VM) task(ctx context.Context, op string, t *object.Task, err error) error {
-	if err == nil {
-		_, err = vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil)
-	} else {
-		err = vsphere.Judge(err)
-	}
-	return fault.Wrap(op, v.Ref(), err)
+func (v *VM) task(ctx context.Context, op string, request func(context.Context) (*object.Task, error)) error {
+	return fault.Wrap(op, v.Ref(), vsphere.Do(ctx, v.c.Session(), request))
 }
 
 // Start powers the VM on. It returns when the VM is on, not when the process
@@ -112,8 +107,7 @@ func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 }
 
 func (v *VM) powerOff(ctx context.Context, op string) error {
-	t, err := v.object().PowerOff(ctx)
-	err = v.task(ctx, op, t, err)
+	err := v.task(ctx, op, v.object().PowerOff)
 	if errors.Is(err, vic.ErrState) {
 		info, e := v.Inspect(ctx)
 		if e == nil && info.State != Running {
@@ -215,11 +209,10 @@ func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList, dir s
 	if len(ch) == 0 {
 		return nil
 	}
-	t, err := v.object().Reconfigure(ctx, types.VirtualMachineConfigSpec{DeviceChange: ch})
+	err := vsphere.Do(ctx, v.c.Session(), func(ctx context.Context) (*object.Task, error) {
+		return v.object().Reconfigure(ctx, types.VirtualMachineConfigSpec{DeviceChange: ch})
+	})
 	if err != nil {
-		return fmt.Errorf("detach disks: %w", vsphere.Judge(err))
-	}
-	if _, err := vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil); err != nil {
 		return fmt.Errorf("detach disks: %w", err)
 	}
 	return nil

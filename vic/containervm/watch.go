@@ -82,26 +82,26 @@ func (v *VM) powerOn(ctx context.Context) error {
 	if x != nil {
 		defer x.Release()
 	}
-	t, err := v.object().PowerOn(ctx)
+	t, err := vsphere.Begin(ctx, v.object().PowerOn)
 	if err != nil {
 		if done != nil {
 			done(nil)
 		}
-		return vsphere.Judge(err)
+		return err
 	}
 	if done == nil {
-		_, err = vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil)
+		_, err = vsphere.Wait(ctx, v.c.Session(), t, nil)
 	} else {
 		spec := vsphere.One(v.ref, watchProps()...)
-		spec.ObjectSet = append(spec.ObjectSet, types.ObjectSpec{Obj: t.Reference()})
+		spec.ObjectSet = append(spec.ObjectSet, types.ObjectSpec{Obj: t})
 		spec.PropSet = append(spec.PropSet, types.PropertySpec{Type: "Task", PathSet: vsphere.TaskProperties()})
 		x, err = v.c.Session().Watcher.Open(ctx, spec)
 		done(x)
 		if err == nil {
-			_, err = vsphere.WaitIn(ctx, v.c.Session(), x, t.Reference())
+			_, err = vsphere.WaitIn(ctx, v.c.Session(), x, t)
 			defer x.Release()
 		} else {
-			_, err = vsphere.Wait(ctx, v.c.Session(), t.Reference(), nil)
+			_, err = vsphere.Wait(ctx, v.c.Session(), t, nil)
 		}
 	}
 	if err == nil {

@@ -174,11 +174,11 @@ func (s *Store) startHelper(ctx context.Context, spec *HelperSpec, l *lease) (*h
 	}
 	folder := object.NewFolder(s.c.Vim(), types.ManagedObjectReference{Type: "Folder", Value: spec.Folder.ID})
 	pool := object.NewResourcePool(s.c.Vim(), types.ManagedObjectReference{Type: "ResourcePool", Value: spec.Pool.ID})
-	t, err := folder.CreateVM(ctx, *cfg, pool, nil)
+	t, err := vsphere.Begin(ctx, func(ctx context.Context) (*object.Task, error) { return folder.CreateVM(ctx, *cfg, pool, nil) })
 	if err != nil {
-		return nil, vsphere.Judge(err)
+		return nil, err
 	}
-	res, err := vsphere.WaitResult(ctx, s.c.Session(), t.Reference())
+	res, err := vsphere.WaitResult(ctx, s.c.Session(), t)
 	if err != nil {
 		return nil, err
 	}
@@ -249,11 +249,7 @@ func (h *helper) boot(ctx context.Context, g Guest) error {
 		return fault.Of(vic.ErrInvalid, "it has %d SCSI controllers", len(ctl))
 	}
 	h.ctl = ctl[0].GetVirtualDevice().Key
-	t, err := h.vm.PowerOn(ctx)
-	if err != nil {
-		return vsphere.Judge(err)
-	}
-	if _, err := vsphere.Wait(ctx, ses, t.Reference(), nil); err != nil {
+	if err := vsphere.Do(ctx, ses, h.vm.PowerOn); err != nil {
 		return err
 	}
 	bctx, cancel := context.WithTimeoutCause(ctx, helperBoot, fault.Of(vic.ErrUnavailable, "it was not reached within %v", helperBoot))
@@ -361,12 +357,9 @@ func (h *helper) write(ctx context.Context, file, parent string, bytes int64, ru
 }
 
 func (h *helper) reconfigure(ctx context.Context, changes ...types.BaseVirtualDeviceConfigSpec) error {
-	t, err := h.vm.Reconfigure(ctx, types.VirtualMachineConfigSpec{DeviceChange: changes})
-	if err != nil {
-		return vsphere.Judge(err)
-	}
-	_, err = vsphere.Wait(ctx, h.s.c.Session(), t.Reference(), nil)
-	return err
+	return vsphere.Do(ctx, h.s.c.Session(), func(ctx context.Context) (*object.Task, error) {
+		return h.vm.Reconfigure(ctx, types.VirtualMachineConfigSpec{DeviceChange: changes})
+	})
 }
 
 // detach takes all disks off the VM and keeps their files.
@@ -401,15 +394,19 @@ func (h *helper) close(ctx context.Context) {
 // attaches to it at that moment, and their parents.
 func (h *helper) remove(ctx context.Context) error {
 	var p poll
+	var last error
 	for {
 		err := h.tryRemove(ctx)
 		switch {
 		case err == nil, errors.Is(err, vic.ErrNotFound):
 			return nil
 		case errors.Is(err, vic.ErrConflict), errors.Is(err, vic.ErrState), errors.Is(err, vic.ErrInUse): // another task, or its own power-off
+			last = err
 			if e := p.wait(ctx); e != nil {
 				return err
 			}
+		case last != nil && ctx.Err() != nil:
+			return fmt.Errorf("%w, and until then: %w", err, last)
 		default:
 			return err
 		}
@@ -431,13 +428,7 @@ func (h *helper) tryRemove(ctx context.Context) error {
 		return fault.Of(vic.ErrInvalid, "its files lie at %s, where nothing can be deleted safely", m.Config.Files.VmPathName)
 	}
 	if m.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
-		t, err := h.vm.PowerOff(ctx)
-		if err == nil {
-			_, err = vsphere.Wait(ctx, s.c.Session(), t.Reference(), nil)
-		} else {
-			err = vsphere.Judge(err)
-		}
-		if err != nil {
+		if err := vsphere.Do(ctx, s.c.Session(), h.vm.PowerOff); err != nil {
 			return fmt.Errorf("power off: %w", err)
 		}
 	}

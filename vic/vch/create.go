@@ -179,15 +179,18 @@ func (h *VCH) make(ctx context.Context, root *object.ResourcePool, iso io.Reader
 		return nil, err
 	}
 	undo = append(undo, step{vic.Ref{Kind: "file", ID: h.at.Path(dir(name))}, func(ctx context.Context) error { return h.at.Delete(ctx, dir(name)) }})
+	// What is asked for is heard of, for it to be undone.
+	octx, cancel := vsphere.Outlive(ctx)
+	defer cancel()
 	tell("pool", 0)
-	pool, err := root.Create(ctx, name, types.DefaultResourceConfigSpec())
+	pool, err := root.Create(octx, name, types.DefaultResourceConfigSpec())
 	if err != nil {
 		return nil, describe("resource pool", vsphere.Judge(err))
 	}
 	h.rec.Owner.Pool = vic.Ref{Kind: "pool", ID: pool.Reference().Value, Name: name}
 	undo = append(undo, step{h.rec.Owner.Pool, func(ctx context.Context) error { return destroy(ctx, h.c, pool.Reference()) }})
 	tell("folder", 0)
-	folder, err := object.NewFolder(h.c.Vim(), mor("Folder", h.rec.FolderParent)).CreateFolder(ctx, name)
+	folder, err := object.NewFolder(h.c.Vim(), mor("Folder", h.rec.FolderParent)).CreateFolder(octx, name)
 	if err != nil {
 		return nil, describe("VM folder", vsphere.Judge(err))
 	}
@@ -228,12 +231,7 @@ func unwind(ctx context.Context, steps []step) (left []vic.Ref) {
 }
 
 func destroy(ctx context.Context, c *vic.Client, ref types.ManagedObjectReference) error {
-	t, err := object.NewCommon(c.Vim(), ref).Destroy(ctx)
-	if err != nil {
-		return vsphere.Judge(err)
-	}
-	_, err = vsphere.Wait(ctx, c.Session(), t.Reference(), nil)
-	return err
+	return vsphere.Do(ctx, c.Session(), object.NewCommon(c.Vim(), ref).Destroy)
 }
 
 func isNotFound(err error) bool { return errors.Is(err, vic.ErrNotFound) }
