@@ -45,6 +45,7 @@ type machine struct {
 	net       *network
 	output    *tether.Recorder
 	logFile   *logFile
+	volumes   volumes
 	server    *tether.Server
 
 	marks     sync.Mutex
@@ -193,6 +194,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		}
 		return m.openLog()
 	})
+	if len(m.config.Mounts) > 0 {
+		step("volumes", func() error { return m.volumes.mount(ctx, m.events, m.config.Mounts) })
+	}
 	// What is asked for last begins first, and the network waits for others.
 	step("network", func() (err error) {
 		m.net, err = bringUp(ctx, m.events, m.config, m.log)
@@ -229,7 +233,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		m.reached()
 		m.publish()
 	}
-	ns, err := newNamespace(diskMount+"/rootfs", etc)
+	ns, err := m.newNamespace(etc)
 	if err != nil {
 		return tether.Exit{}, err
 	}
@@ -431,6 +435,9 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 		if err := unmountRoot(); err != nil {
 			m.log.Error("root", "error", err)
 		}
+	}
+	if err := m.volumes.unmount(); err != nil {
+		m.log.Error("volumes", "error", err)
 	}
 	m.log.Info("end", "code", exit.Code, "signal", exit.Signal, "uptime", uptime().Round(time.Millisecond))
 }

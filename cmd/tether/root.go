@@ -21,6 +21,14 @@ type namespace struct {
 	calls chan func()
 	pid1  int
 	files etcFiles
+	world world
+}
+
+// world is what the container finds beside its root.
+type world struct {
+	config *tether.Config
+	nfs    map[string]string // where volumes of NFS servers are mounted, by target
+	first  bool              // nothing of the container has run yet
 }
 
 // do runs f inside the container.
@@ -32,8 +40,8 @@ func (n *namespace) do(f func() error) error {
 
 // newNamespace makes the container's world of the root at dir. files are to
 // appear in its /etc.
-func newNamespace(dir string, files etcFiles) (*namespace, error) {
-	n := &namespace{calls: make(chan func()), files: files}
+func newNamespace(dir string, files etcFiles, w world) (*namespace, error) {
+	n := &namespace{calls: make(chan func()), files: files, world: w}
 	go func() {
 		// Never unlocked: the thread is not fit for anything else.
 		runtime.LockOSThread()
@@ -44,12 +52,14 @@ func newNamespace(dir string, files etcFiles) (*namespace, error) {
 	return n, n.do(func() error { return n.build(dir) })
 }
 
+const shmDir = "/dev/shm"
+
 // containerMounts are what a container finds mounted, beside /proc. Since the
 // VM is the container's alone, /sys and the cgroups are writable.
 var containerMounts = []mount{
 	{"tmpfs", "/dev", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=755,size=64k", 0o755},
 	{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", 0o755},
-	{"tmpfs", "/dev/shm", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
+	{"tmpfs", shmDir, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
 	{"mqueue", "/dev/mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o1777},
 	{"sysfs", "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
 	{"cgroup2", "/sys/fs/cgroup", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
@@ -74,6 +84,11 @@ func (n *namespace) build(dir string) error {
 			_ = unix.Close(t.fd)
 		}
 	}()
+	mounts, err := openMounts(n.world.config.Mounts, n.world.nfs)
+	if err != nil {
+		return err
+	}
+	defer closeMounts(mounts)
 	// A RAM disk cannot be pivoted away from; moving the mount over / and
 	// changing to it leaves no way back, as switch_root(8) does.
 	if err := unix.Chdir(dir); err != nil {
@@ -89,6 +104,9 @@ func (n *namespace) build(dir string) error {
 		return fmt.Errorf("root: %w", err)
 	}
 	for _, m := range containerMounts {
+		if size := n.world.config.ShmBytes; size > 0 && m.target == shmDir {
+			m.data = fmt.Sprintf("mode=1777,size=%d", size)
+		}
 		if err := m.do(); err != nil {
 			return err
 		}
@@ -99,8 +117,16 @@ func (n *namespace) build(dir string) error {
 	if err := devices(); err != nil {
 		return err
 	}
+	if err := placeMounts(mounts, n.world.first); err != nil {
+		return err
+	}
 	for _, t := range trees {
 		if err := t.attach(); err != nil {
+			return err
+		}
+	}
+	if n.world.config.ReadOnlyRoot {
+		if err := makeReadOnly(n.world.config.Process.Dir); err != nil {
 			return err
 		}
 	}
@@ -117,6 +143,20 @@ func (n *namespace) build(dir string) error {
 		return fmt.Errorf("PID namespace: enter: %w", err)
 	}
 	return dropBounding()
+}
+
+// makeReadOnly makes the root read-only, and before that the process's directory,
+// which is made where it is missing.
+func makeReadOnly(dir string) error {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("process.dir: %w", err)
+		}
+	}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("root: make read-only: %w", err)
+	}
+	return nil
 }
 
 // devices makes the nodes and links that the OCI runtime specification asks

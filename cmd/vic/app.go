@@ -39,6 +39,7 @@ func app() *cli.App {
 			createCommand(), lsCommand(), deleteCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
+			volumeCommand(),
 			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(), cpCommand(), diffCommand(),
 		},
 	}

@@ -162,7 +162,10 @@ func stopCommand() *cli.Command {
 func rmCommand() *cli.Command {
 	return &cli.Command{
 		Name: "rm", Usage: "delete containers", ArgsUsage: "CONTAINER…",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "running ones, too"}},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "running ones, too"},
+			&cli.BoolFlag{Name: "volumes", Aliases: []string{"v"}, Usage: "delete their anonymous volumes, too"},
+		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, -1); err != nil {
 				return err
@@ -173,7 +176,7 @@ func rmCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					return vm.Delete(ctx, c.Bool("force"))
+					return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
 				})
 			})
 		},

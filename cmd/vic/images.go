@@ -84,13 +84,14 @@ func rmiCommand() *cli.Command {
 
 func gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", Usage: "delete layers that no image and no container needs, and what killed processes left in the VCH's store",
+		Name: "gc", Usage: "delete layers that no image and no container needs, and what killed processes left in the VCH's stores",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 0, 0); err != nil {
 				return err
 			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return printReclaimed(e.Images().GC(ctx))
+				err := printReclaimed(e.Images().GC(ctx))
+				return errors.Join(err, e.Volumes().Sweep(ctx))
 			})
 		},
 	}

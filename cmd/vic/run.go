@@ -18,6 +18,7 @@ import (
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
+	"github.com/vicsdk/vic-go/vic/volumestore"
 )
 
 func runCommand() *cli.Command {
@@ -35,6 +36,11 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
+			&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Usage: "`[NAME:]TARGET[:ro,nocopy]`: a volume, made where it is not there"},
+			&cli.StringSliceFlag{Name: "mount", Usage: "`LIST` of KEY=VALUE: type=volume, tmpfs or nfs, source, target, readonly, volume-opt, …"},
+			&cli.StringSliceFlag{Name: "tmpfs", Usage: "`TARGET[:OPTIONS]`: size, mode, uid, gid, exec, …"},
+			&cli.StringFlag{Name: "shm-size", Usage: "`SIZE` of /dev/shm (default 64m)"},
+			&cli.BoolFlag{Name: "read-only", Usage: "let nobody write to the root"},
 			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
 			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
 		}, registryFlags()...),
@@ -76,6 +82,9 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 		}
 		v.Env = append(v.Env, kv)
 	}
+	if err := mountFlags(c, &s); err != nil {
+		return s, err
+	}
 	if n := c.Int("cpus"); c.IsSet("cpus") {
 		if n < 1 || n > 128 {
 			return s, usageError("--cpus %d: want 1 to 128", n)
@@ -90,6 +99,38 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 		v.MemoryMB = mb
 	}
 	return s, nil
+}
+
+// mountFlags reads what is mounted.
+func mountFlags(c *cli.Context, s *engine.RunSpec) error {
+	for _, f := range c.StringSlice("volume") {
+		v, err := engine.ParseVolume(f)
+		if err != nil {
+			return err
+		}
+		s.Volumes = append(s.Volumes, v)
+	}
+	for _, f := range c.StringSlice("mount") {
+		if err := engine.ParseMount(f, s); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.StringSlice("tmpfs") {
+		m, err := engine.ParseTmpfs(f)
+		if err != nil {
+			return err
+		}
+		s.Container.Mounts = append(s.Container.Mounts, m)
+	}
+	s.Container.ReadOnlyRoot = c.Bool("read-only")
+	if f := c.String("shm-size"); f != "" {
+		n, err := volumestore.ParseBytes(f)
+		if err != nil {
+			return usageError("--shm-size: %v", err)
+		}
+		s.Container.ShmBytes = n
+	}
+	return nil
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

@@ -117,8 +117,8 @@ func (s *Spec) annotation(cfg *tether.Config) string {
 	return fmt.Sprintf("Container %s of VCH %s\nimage: %s\ncommand: %.200q\nid: %s", s.Name, s.Owner.Name, s.ImageName, cfg.Process.Args, s.ID)
 }
 
-// devices are the VM's: a paravirtual SCSI controller with the root disk, a
-// SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
+// devices are the VM's: a paravirtual SCSI controller with the root disk and
+// the volumes', a SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
 func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	const scsiKey, sataKey = -100, -200
 	list := object.VirtualDeviceList{
@@ -127,6 +127,7 @@ func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 		vsphere.SATAController(sataKey),
 		vsphere.CD(-201, sataKey, s.Owner.BootISO),
 	}
+	list = append(list, s.volumeDisks(scsiKey)...)
 	for i, n := range s.NICs {
 		list = append(list, vsphere.Adapter(int32(-300-i), n.MAC, vsphere.Port{Name: n.Network.Name, Key: n.PortGroupKey, Switch: n.SwitchUUID}))
 	}

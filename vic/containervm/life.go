@@ -24,11 +24,14 @@ func (v *VM) task(ctx context.Context, op string, request func(context.Context) 
 }
 
 // Start powers the VM on. It returns when the VM is on, not when the process
-// runs. A container that runs already is vic.ErrState.
+// runs. A container that runs already is vic.ErrState; one of which a running
+// VM has a volume is vic.ErrInUse.
 func (v *VM) Start(ctx context.Context) error {
 	err := v.powerOn(ctx)
 	if err == nil {
 		v.starts.tell()
+	} else {
+		err = v.explainLock(ctx, err)
 	}
 	return fault.Wrap("start container", v.Ref(), err)
 }

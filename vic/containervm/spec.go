@@ -64,6 +64,13 @@ type Spec struct {
 	StopSignal  string
 	StopTimeout time.Duration
 
+	// Mounts beside the root.
+	Mounts []Mount
+	// ShmBytes is the size of /dev/shm (zero: 64 MiB). ReadOnlyRoot lets nobody
+	// write to the root; see tether.Config.
+	ShmBytes     int64
+	ReadOnlyRoot bool
+
 	// CPUs and MemoryMB default to the owner's.
 	CPUs     int32
 	MemoryMB int64
@@ -121,6 +128,9 @@ func (s *Spec) complete() error {
 	case len(s.NICs) > 10:
 		return fault.Of(vic.ErrInvalid, "NICs: %d: vSphere takes at most 10", len(s.NICs))
 	}
+	if err := s.checkMounts(); err != nil {
+		return err
+	}
 	s.NICs = append([]vic.NIC(nil), s.NICs...)
 	for i := range s.NICs {
 		if s.NICs[i].Network.ID == "" {
@@ -169,6 +179,10 @@ func (s *Spec) config() (*tether.Config, error) {
 	}
 	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
 		c.Process.Dir = "/" + d
+	}
+	c.ShmBytes, c.ReadOnlyRoot = s.ShmBytes, s.ReadOnlyRoot
+	for _, m := range s.Mounts {
+		c.Mounts = append(c.Mounts, m.config(s.volumeUnits()))
 	}
 	for _, n := range s.NICs {
 		c.NICs = append(c.NICs, tether.NIC{MAC: n.MAC, Address: n.Address, Gateway: n.Gateway})

@@ -54,8 +54,10 @@ type Info struct {
 	Name  string
 	Image string
 	// Args is the command line of the main process.
-	Args    []string
-	TTY     bool
+	Args []string
+	TTY  bool
+	// Mounts beside the root.
+	Mounts  []tether.Mount
 	Created time.Time
 	State   State
 	// Started and Finished are zero where that has not happened.
@@ -200,7 +202,7 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 			info.config = s
 			var cfg tether.Config
 			if json.Unmarshal([]byte(s), &cfg) == nil {
-				info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
+				info.Args, info.TTY, info.Mounts = cfg.Process.Args, cfg.Process.TTY, cfg.Mounts
 			}
 		case tether.StatusKey:
 			info.status = parseStatus(s)

@@ -17,15 +17,17 @@ import (
 	"github.com/vicsdk/vic-go/vic/network"
 	"github.com/vicsdk/vic-go/vic/registry"
 	"github.com/vicsdk/vic-go/vic/vch"
+	"github.com/vicsdk/vic-go/vic/volumestore"
 )
 
 // An Engine runs containers in one VCH. Its methods may be called by several
 // goroutines. It holds nothing that must be closed.
 type Engine struct {
-	c      *vic.Client
-	host   *vch.VCH
-	images *imagestore.Store
-	reg    func(registry.Name) *registry.Options
+	c       *vic.Client
+	host    *vch.VCH
+	images  *imagestore.Store
+	volumes *volumestore.Store
+	reg     func(registry.Name) *registry.Options
 }
 
 // Options of an engine; nil means all defaults.
@@ -65,11 +67,14 @@ type DeleteOptions struct {
 	// Images deletes the images of the VCH's store first. One that another
 	// VCH's container uses is vic.ErrInUse.
 	Images bool
+	// Volumes deletes the volumes of the VCH's stores first. One that a VM has
+	// is vic.ErrInUse.
+	Volumes bool
 }
 
 // DeleteVCH deletes a VCH. One that is not there is no error.
 func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions) error {
-	if o.Force || o.Images {
+	if o.Force || o.Images || o.Volumes {
 		host, err := vch.Open(ctx, c, name)
 		switch {
 		case errors.Is(err, vic.ErrNotFound):
@@ -89,6 +94,11 @@ func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions)
 func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) error {
 	if o.Force {
 		if err := deleteContainers(ctx, c, host.Owner()); err != nil {
+			return err
+		}
+	}
+	if o.Volumes {
+		if err := deleteVolumes(ctx, c, host); err != nil {
 			return err
 		}
 	}
@@ -112,6 +122,23 @@ func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) e
 		_, err = s.Prune(ctx, nil) // those without a name
 	}
 	return errors.Join(errs.ErrorOrNil(), err)
+}
+
+func deleteVolumes(ctx context.Context, c *vic.Client, host *vch.VCH) error {
+	s, err := volumestore.Open(c, host.Volumes())
+	if err != nil {
+		return err
+	}
+	all, err := s.List(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var errs *multierror.Error
+	for _, v := range all {
+		errs = multierror.Append(errs, s.Delete(ctx, v.Name()))
+	}
+	errs = multierror.Append(errs, s.Sweep(ctx))
+	return errs.ErrorOrNil()
 }
 
 func deleteContainers(ctx context.Context, c *vic.Client, o vic.Owner) error {
@@ -149,7 +176,11 @@ func Open(ctx context.Context, c *vic.Client, name string, o *Options) (*Engine,
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{c: c, host: host, images: images, reg: o.Registry}, nil
+	volumes, err := volumestore.Open(c, host.Volumes())
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{c: c, host: host, images: images, volumes: volumes, reg: o.Registry}, nil
 }
 
 // VCH that the engine runs containers in.

@@ -45,6 +45,13 @@ type Config struct {
 	// DHCP brings.
 	DNS    []netip.Addr `json:"dns,omitempty"`
 	Search []string     `json:"search,omitempty"`
+	// Mounts beside the root and what every container has.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// ShmBytes is the size of /dev/shm; 0 is 64 MiB.
+	ShmBytes int64 `json:"shmBytes,omitempty"`
+	// ReadOnlyRoot lets nobody write to the root. Mounts, /dev, and the files in
+	// /etc that the tether keeps are what they are without it.
+	ReadOnlyRoot bool `json:"readOnlyRoot,omitempty"`
 	// Stop says how to end the process.
 	Stop Stop `json:"stop"`
 	// AwaitAttach makes the guest stay, for at most this long after the
@@ -146,6 +153,9 @@ func (c *Config) Validate() error {
 		if k, _, ok := strings.Cut(s, "="); !ok || k == "" || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("process.env[%d]: %.40q is not KEY=value", i, s)
 		}
+	}
+	if err := c.validateMounts(); err != nil {
+		return err
 	}
 	return c.validateNICs()
 }
