@@ -136,30 +136,35 @@ func prepareVolume(dev string) (size int64, blocks uint64, err error) {
 	if size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return 0, 0, err
 	}
-	// What a filesystem, a partition table or a volume manager begins with lies in
-	// here.
-	head := make([]byte, 64<<10)
-	if size < int64(len(head)) {
-		return size, 0, fmt.Errorf("%d bytes are too few", size)
+	sb := make([]byte, 1024)
+	if _, err := f.ReadAt(sb, 1024); err != nil {
+		return size, 0, err
 	}
+	if binary.LittleEndian.Uint16(sb[0x38:]) == 0xef53 {
+		return size, uint64(binary.LittleEndian.Uint32(sb[4:])) | uint64(binary.LittleEndian.Uint32(sb[0x150:]))<<32, nil
+	}
+	// What filesystems, partition tables and volume managers begin with lies in
+	// here.
+	head := make([]byte, 1<<20)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return size, 0, err
 	}
-	if bytes.HasPrefix(head, beingMade) || len(bytes.TrimLeft(head, "\x00")) == 0 {
-		blocks, err = makeFS(f, size)
-		return size, blocks, err
-	}
-	sb := head[1024:2048]
-	if binary.LittleEndian.Uint16(sb[0x38:]) != 0xef53 {
+	if !bytes.HasPrefix(head, beingMade) && len(bytes.TrimLeft(head, "\x00")) > 0 {
 		return size, 0, errors.New("the disk is not empty, and holds no ext4 filesystem")
 	}
-	blocks = uint64(binary.LittleEndian.Uint32(sb[4:])) | uint64(binary.LittleEndian.Uint32(sb[0x150:]))<<32
-	return size, blocks, nil
+	blocks, err = makeFS(f, size)
+	return size, blocks, err
+}
+
+// A disk is written to, and keeps what was when Sync returns.
+type disk interface {
+	io.WriterAt
+	Sync() error
 }
 
 // makeFS makes an empty filesystem on a disk of zeroes, or goes over an attempt
 // that was cut off. Nothing takes it for a filesystem before it is one.
-func makeFS(f *os.File, size int64) (blocks uint64, err error) {
+func makeFS(f disk, size int64) (blocks uint64, err error) {
 	const group = ext4.GroupBlocks * ext4.BlockSize
 	bytes := size / group * group
 	fs, err := ext4.New(ext4.Geometry{Bytes: bytes})
