@@ -233,7 +233,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		m.reached()
 		m.publish()
 	}
-	ns, err := m.newNamespace(etc)
+	ns, err := m.newNamespace(ctx, etc)
 	if err != nil {
 		return tether.Exit{}, err
 	}

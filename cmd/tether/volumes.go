@@ -32,6 +32,7 @@ const mountedMark = diskMount + "/state/mounted"
 type volumes struct {
 	mu    sync.Mutex
 	units []int
+	nfs   map[string]string // where NFS servers are mounted, by target
 }
 
 func volumeDir(unit int) string { return filepath.Join(volumeMount, strconv.Itoa(unit)) }
@@ -66,7 +67,7 @@ func (v *volumes) mount(ctx context.Context, u *uevents, mounts []tether.Mount) 
 func (v *volumes) unmount() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	var errs error
+	errs := syncNFS(v.nfs)
 	for _, unit := range v.units {
 		if err := unix.Mount("", volumeDir(unit), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("volume at unit %d: make read-only: %w", unit, err))
@@ -199,12 +200,16 @@ func makeFS(f disk, size int64) (blocks uint64, err error) {
 }
 
 // newNamespace makes the container's world with its mounts.
-func (m *machine) newNamespace(etc etcFiles) (*namespace, error) {
+func (m *machine) newNamespace(ctx context.Context, etc etcFiles) (*namespace, error) {
 	w := world{config: m.config}
 	if len(m.config.Mounts) == 0 {
 		return newNamespace(diskMount+"/rootfs", etc, w)
 	}
-	_, err := os.Lstat(mountedMark)
+	var err error
+	if w.nfs, err = m.volumes.mountNFS(ctx, m.config.Mounts, m.net.resolv()); err != nil {
+		return nil, err
+	}
+	_, err = os.Lstat(mountedMark)
 	w.first = err != nil
 	ns, err := newNamespace(diskMount+"/rootfs", etc, w)
 	if err != nil {
