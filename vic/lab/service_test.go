@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -270,6 +271,25 @@ func TestOneTaskPerVM(t *testing.T) {
 func TestConcurrentCreations(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})
 	c := login(t, l)
+	// Whoever looks meanwhile sees whole VMs.
+	looking := make(chan struct{})
+	stop, over := context.WithCancel(t.Context())
+	reader := login(t, l)
+	go func() {
+		defer close(looking)
+		for stop.Err() == nil {
+			vms, err := reader.f.VirtualMachineList(t.Context(), "*")
+			if err != nil && !errors.As(err, new(*find.NotFoundError)) {
+				t.Error(err)
+				return
+			}
+			for _, vm := range vms {
+				if p := reader.props(vm); p.Config == nil || p.Config.Uuid == "" {
+					t.Errorf("%s is seen in the making", vm.InventoryPath)
+				}
+			}
+		}
+	}()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	made, dup := 0, 0
@@ -291,6 +311,8 @@ func TestConcurrentCreations(t *testing.T) {
 		}()
 	}
 	wg.Wait()
+	over()
+	<-looking
 	if made != 20 || dup != 20 {
 		t.Errorf("%d made and %d duplicates of 20 names asked for twice", made, dup)
 	}
