@@ -35,9 +35,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
-			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
-		}, registryFlags()...),
+		}, append(hardwareFlags(), registryFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -76,20 +74,32 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 		}
 		v.Env = append(v.Env, kv)
 	}
+	var err error
+	v.CPUs, v.MemoryMB, err = hardware(c)
+	return s, err
+}
+
+func hardwareFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
+		&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
+	}
+}
+
+// hardware reads what hardwareFlags say; zero is what was not given.
+func hardware(c *cli.Context) (cpus int32, memoryMB int64, err error) {
 	if n := c.Int("cpus"); c.IsSet("cpus") {
 		if n < 1 || n > 128 {
-			return s, usageError("--cpus %d: want 1 to 128", n)
+			return 0, 0, usageError("--cpus %d: want 1 to 128", n)
 		}
-		v.CPUs = int32(n)
+		cpus = int32(n)
 	}
 	if m := c.String("memory"); m != "" {
-		mb, err := parseMemory(m)
-		if err != nil {
-			return s, usageError("--memory %q: %v", m, err)
+		if memoryMB, err = parseMemory(m); err != nil {
+			return 0, 0, usageError("--memory %q: %v", m, err)
 		}
-		v.MemoryMB = mb
 	}
-	return s, nil
+	return cpus, memoryMB, nil
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

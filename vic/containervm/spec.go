@@ -84,6 +84,27 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
+func invalidName(name string) error {
+	return fault.Of(vic.ErrInvalid, "Name %q: want at most 63 letters, digits, '-', '_' or '.', beginning with a letter or digit", name)
+}
+
+func checkCPUs(n int32) error {
+	if n < 1 || n > 128 {
+		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", n)
+	}
+	return nil
+}
+
+func checkMemory(mb int64) error {
+	switch {
+	case mb < 64:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", mb)
+	case mb%4 != 0:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: vSphere wants a multiple of 4", mb)
+	}
+	return nil
+}
+
 // complete checks the spec and fills in its defaults.
 func (s *Spec) complete() error {
 	if s.ID == "" {
@@ -105,21 +126,21 @@ func (s *Spec) complete() error {
 	case !idRE.MatchString(s.ID):
 		return fault.Of(vic.ErrInvalid, "ID %q: want 64 hexadecimal digits in lower case", s.ID)
 	case !nameRE.MatchString(s.Name):
-		return fault.Of(vic.ErrInvalid, "Name %q: want at most 63 letters, digits, '-', '_' or '.', beginning with a letter or digit", s.Name)
+		return invalidName(s.Name)
 	case s.Owner.ID == "" || s.Owner.Folder.ID == "" || s.Owner.Pool.ID == "":
 		return fault.Of(vic.ErrInvalid, "Owner: incomplete; take it from an open VCH")
 	case s.Root.Path == "" || s.Root.Bytes <= 0:
 		return fault.Of(vic.ErrInvalid, "Root: no disk; take it from an image of the VCH's store")
-	case s.CPUs < 1 || s.CPUs > 128:
-		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", s.CPUs)
-	case s.MemoryMB < 64:
-		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", s.MemoryMB)
-	case s.MemoryMB%4 != 0:
-		return fault.Of(vic.ErrInvalid, "MemoryMB %d: vSphere wants a multiple of 4", s.MemoryMB)
 	case len(s.NICs) == 0:
 		return fault.Of(vic.ErrUnsupported, "NICs: none: controllers reach the guest over its network, and no other carrier is there yet")
 	case len(s.NICs) > 10:
 		return fault.Of(vic.ErrInvalid, "NICs: %d: vSphere takes at most 10", len(s.NICs))
+	}
+	if err := checkCPUs(s.CPUs); err != nil {
+		return err
+	}
+	if err := checkMemory(s.MemoryMB); err != nil {
+		return err
 	}
 	s.NICs = append([]vic.NIC(nil), s.NICs...)
 	for i := range s.NICs {
