@@ -89,7 +89,7 @@ func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	}
 	wctx, cancel := context.WithTimeout(ctx, bound+slack)
 	defer cancel()
-	t, err := v.dial(wctx, info.status)
+	t, err := v.dial(wctx, info)
 	if err == nil {
 		_, err = t.Stop(wctx, o.Signal, grace)
 		t.Close()

@@ -74,7 +74,8 @@ type Info struct {
 	Timeline []tether.Stage
 
 	status tether.Status
-	config string // tether.ConfigKey's document
+	config string // tether.ConfigKey's document, as it was written at creation
+	reach  reach
 }
 
 var infoProps = []string{"name", "runtime.powerState", "config.extraConfig", "guest.ipAddress"}
@@ -184,26 +185,20 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 	if m.Config == nil {
 		return info, ""
 	}
+	opt := map[string]string{}
 	for _, o := range m.Config.ExtraConfig {
 		kv := o.GetOptionValue()
-		s, _ := kv.Value.(string)
-		switch kv.Key {
-		case keyID:
-			info.ID = s
-		case keyOwner:
-			owner = s
-		case keyImage:
-			info.Image = s
-		case keyCreated:
-			info.Created, _ = time.Parse(time.RFC3339Nano, s)
-		case tether.ConfigKey:
-			info.config = s
-			var cfg tether.Config
-			if json.Unmarshal([]byte(s), &cfg) == nil {
-				info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
-			}
-		case tether.StatusKey:
-			info.status = parseStatus(s)
+		opt[kv.Key], _ = kv.Value.(string)
+	}
+	info.ID, owner, info.Image = opt[keyID], opt[keyOwner], opt[keyImage]
+	info.Created, _ = time.Parse(time.RFC3339Nano, opt[keyCreated])
+	info.status, info.reach = parseStatus(opt[tether.StatusKey]), parseReach(opt[KeyReach])
+	// The guest can write over its configuration, and then it says nothing.
+	if doc := opt[tether.ConfigKey]; configSum(doc) == opt[keyConfigSum] {
+		info.config = doc
+		var cfg tether.Config
+		if json.Unmarshal([]byte(doc), &cfg) == nil {
+			info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
 		}
 	}
 	if m.Guest != nil && m.Guest.IpAddress != "" {
@@ -215,8 +210,8 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 
 // parseStatus reads what a guest wrote; what is no status counts as none.
 func parseStatus(s string) tether.Status {
-	var st tether.Status
-	if len(s) > 64<<10 || json.Unmarshal([]byte(s), &st) != nil || st.Version != 1 {
+	st, err := tether.ParseStatus([]byte(s))
+	if err != nil {
 		return tether.Status{}
 	}
 	return st

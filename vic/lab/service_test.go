@@ -71,7 +71,7 @@ func TestBackground(t *testing.T) {
 	}
 	ok(t, lab.Down(t.Context(), dir))
 	s := up(t, dir, "NOQEMU=1")
-	if again := up(t, dir, "NOQEMU=1"); again != s {
+	if again := up(t, dir, "NOQEMU=1"); !reflect.DeepEqual(again, s) {
 		t.Errorf("a second Up started another lab: %+v, %+v", s, again)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil || st.Mode().Perm() != 0o600 {

@@ -118,9 +118,11 @@ func (a *Attachment) requests(requests <-chan *ssh.Request) (Exit, error) {
 			case derr != nil:
 				err = derr
 			case doc.Error != nil:
+				doc.Error.Message = plain(doc.Error.Message)
 				err = doc.Error
 			case doc.Exit != nil:
-				exit, err = *doc.Exit, nil
+				err = doc.Exit.check()
+				exit = *doc.Exit
 			}
 		}
 		if r.WantReply {
