@@ -12,10 +12,11 @@ import (
 // would have read on from, could not be written.
 var errOutputLost = errors.New("output lost: the attacher fell behind and the log could not be written")
 
-// A follower reads a Recorder's output: from memory while it keeps up, and
-// from the log file where it does not.
+// A follower reads the output of one run of a Recorder: from memory while it
+// keeps up, and from the log file where it does not.
 type follower struct {
 	r     *Recorder
+	run   *bounds
 	wake  chan struct{}
 	seq   int64    // number of the next chunk
 	pos   [3]int64 // next byte of each stream
@@ -25,16 +26,37 @@ type follower struct {
 	held  LogEntry // read from log, of another stream than what was asked for
 }
 
-// follow starts at the process's first byte or at the present.
-func (r *Recorder) follow(replay bool) *follower {
+// follow starts at a run's byte of each stream, or at the present.
+func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, error) {
 	f := &follower{r: r, wake: r.watch()}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !replay {
-		f.pos = r.off
-		f.seq = r.first + int64(len(r.ring))
+	i := number - r.firstRun
+	ok := i >= 0 && i < len(r.runs)
+	if ok {
+		f.run = r.runs[i]
+		f.pos, f.seq = r.off, r.first+int64(len(r.ring))
+		if f.run.ended {
+			f.pos = f.run.end
+		}
+		if replay {
+			f.seq = r.first
+			for s, off := range f.pos {
+				f.pos[s] = f.run.start[s] + skip[s]
+				ok = ok && skip[s] >= 0 && f.pos[s] <= off
+			}
+		}
 	}
-	return f
+	r.mu.Unlock()
+	if !ok {
+		f.close()
+		return nil, fmt.Errorf("%w: output of run %d from %d", ErrInvalid, number, skip)
+	}
+	return f, nil
+}
+
+// done tells that the follower has read all of its run. The recorder is locked.
+func (f *follower) done() bool {
+	return f.run.ended && f.pos[Stdout] >= f.run.end[Stdout] && f.pos[Stderr] >= f.run.end[Stderr]
 }
 
 func (f *follower) close() { f.r.unwatch(f.wake) }
@@ -69,6 +91,9 @@ func (f *follower) fromMemory() (s Stream, p []byte, wait bool, err error) {
 	r := f.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if f.done() {
+		return 0, nil, false, io.EOF
+	}
 	if f.seq < r.first {
 		if !f.rejoin() {
 			return 0, nil, false, f.openLog()
@@ -83,7 +108,7 @@ func (f *follower) fromMemory() (s Stream, p []byte, wait bool, err error) {
 		}
 		p := c.data[f.pos[c.stream]-c.off:]
 		f.pos[c.stream] = end
-		return c.stream, p, false, nil
+		return c.stream, p, false, nil // No piece has the output of two runs.
 	}
 	if r.closed {
 		return 0, nil, false, io.EOF
@@ -148,6 +173,13 @@ func (f *follower) fromLog() (Stream, []byte, error) {
 	f.held = LogEntry{}
 	for len(p) < maxEntry {
 		var e LogEntry
+		f.r.mu.Lock()
+		done := f.done()
+		f.r.mu.Unlock()
+		if done {
+			err = io.EOF
+			break
+		}
 		if e, err = f.entry(); err != nil {
 			break
 		}
@@ -200,7 +232,7 @@ func (f *follower) endOfLog() error {
 		return errOutputLost // The file was changed under the recorder.
 	}
 	f.log = nil
-	if f.rejoin() {
+	if f.done() || f.rejoin() {
 		return nil
 	}
 	if f.limit < r.size && f.gapAt(f.limit) {

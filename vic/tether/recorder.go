@@ -60,6 +60,8 @@ type Recorder struct {
 	size     int64        // size of the file
 	index    []mark
 	watchers map[chan struct{}]struct{}
+	runs     []*bounds // of the last runs, the last one goes on
+	firstRun int       // number of runs[0]
 	closed   bool
 	writes   int // counts Write calls, to see a pause
 	wake     chan struct{}
@@ -82,13 +84,19 @@ type mark struct {
 	gap  bool
 }
 
+// bounds are where a run's output lies in the streams.
+type bounds struct {
+	start, end [3]int64
+	ended      bool
+}
+
 // NewRecorder appends to a log of size bytes. The file stays the caller's, to
 // be closed after Close. It starts one goroutine that ends with Close.
 func NewRecorder(f LogFile, size int64) *Recorder {
 	r := &Recorder{
 		file: f, base: size, size: size, index: []mark{{file: size}},
-		watchers: make(map[chan struct{}]struct{}),
-		wake:     make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), now: time.Now,
+		watchers: make(map[chan struct{}]struct{}), runs: []*bounds{{}}, firstRun: 1,
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), now: time.Now,
 	}
 	go r.flusher()
 	return r
@@ -344,6 +352,22 @@ func (r *Recorder) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.writes
+}
+
+// NextRun ends the output of one run of the process; what is written from now
+// on is the next one's.
+func (r *Recorder) NextRun() {
+	r.partials(0)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := r.runs[len(r.runs)-1]
+	last.end, last.ended = r.off, true
+	r.runs = append(r.runs, &bounds{start: r.off})
+	if drop := len(r.runs) - pastRuns; drop > 0 {
+		r.runs = append(r.runs[:0], r.runs[drop:]...)
+		r.firstRun += drop
+	}
+	r.notify()
 }
 
 // Close ends the output: attachers get what is left and then an end. The
