@@ -250,7 +250,8 @@ func (f *follower) gapAt(file int64) bool {
 	return false
 }
 
-// A logTail hands out the log file's bytes as it grows.
+// A logTail hands out the log file's bytes as it grows, once they are on the
+// disk: what a reader has seen is there after a power-off, too.
 type logTail struct {
 	done <-chan struct{} // ends a wait
 	r    *Recorder
@@ -262,26 +263,35 @@ type logTail struct {
 // tail reads the file from off, to its present end or on.
 func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
 	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
+	r.mu.Lock()
+	r.tails++
+	r.mu.Unlock()
 	if !on {
-		t.end = r.fileSize()
+		t.end = r.onDisk()
 	}
 	return t
 }
 
-func (r *Recorder) fileSize() int64 {
+// onDisk is the size of the file as it is on the disk.
+func (r *Recorder) onDisk() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.size
+	return r.synced
 }
 
-func (t *logTail) close() { t.r.unwatch(t.wake) }
+func (t *logTail) close() {
+	t.r.unwatch(t.wake)
+	t.r.mu.Lock()
+	t.r.tails--
+	t.r.mu.Unlock()
+}
 
 // Read waits for more where the file has no more, until the recorder's end.
 func (t *logTail) Read(p []byte) (int, error) {
 	for {
 		t.r.mu.Lock()
 		// The last bytes are in the file once nothing is left to encode.
-		size, closed := t.r.size, t.r.closed && t.r.flushed == t.r.off
+		size, closed := t.r.synced, t.r.closed && t.r.flushed == t.r.off && t.r.synced == t.r.size
 		t.r.mu.Unlock()
 		if t.end >= 0 {
 			size, closed = t.end, true

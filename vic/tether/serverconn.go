@@ -350,7 +350,10 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	r := c.server.config.Output
 	r.partials(0) // Whoever reads the log now sees everything up to now.
 	r.flush()
-	off, err := tailOffset(r.file, r.fileSize(), o)
+	if err := r.sync(); err != nil {
+		c.server.log.Warn("log", "error", err)
+	}
+	off, err := tailOffset(r.file, r.onDisk(), o)
 	if err != nil {
 		_ = n.Reject(ssh.ConnectionFailed, err.Error())
 		return
