@@ -44,9 +44,14 @@ type process struct {
 	output sync.WaitGroup
 }
 
+// A sink takes the output of a process.
+type sink interface {
+	Writer(tether.Stream) io.Writer
+}
+
 // startProcess starts p inside the container with its output going to out. It
 // closes nothing of the caller's.
-func startProcess(n *namespace, r *reaper, group *os.File, p tether.Process, host string, out *tether.Recorder) (*process, error) {
+func startProcess(n *namespace, r *reaper, group *os.File, p tether.Process, host string, out sink) (*process, error) {
 	s := &process{reaper: r}
 	err := n.do(func() error { return s.start(n, group, p, host, out) })
 	if err != nil {
@@ -55,7 +60,7 @@ func startProcess(n *namespace, r *reaper, group *os.File, p tether.Process, hos
 	return s, nil
 }
 
-func (s *process) start(n *namespace, group *os.File, p tether.Process, host string, out *tether.Recorder) error {
+func (s *process) start(n *namespace, group *os.File, p tether.Process, host string, out sink) error {
 	setup := func(err error) error { return &startError{codeSetup, err} }
 	id, err := s.identity(p.User)
 	if err != nil {

@@ -30,6 +30,10 @@ func (n *namespace) do(f func() error) error {
 	return <-result
 }
 
+// close ends the thread, and with it the mounts, once the container's processes
+// are gone.
+func (n *namespace) close() { close(n.calls) }
+
 // newNamespace makes the container's world of the root at dir. files are to
 // appear in its /etc.
 func newNamespace(dir string, files etcFiles) (*namespace, error) {

@@ -23,6 +23,7 @@ const (
 	keyOwner   = "vic.owner"
 	keyImage   = "vic.image"
 	keyCreated = "vic.created"
+	keyStopped = "vic.stopped"
 )
 
 // noStatus stands under tether.StatusKey until the guest writes its first:
@@ -95,6 +96,7 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		&types.OptionValue{Key: keyOwner, Value: s.Owner.ID},
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
 		&types.OptionValue{Key: keyCreated, Value: created},
+		&types.OptionValue{Key: keyStopped, Value: notStopped},
 	}
 	devices, err := s.devices()
 	if err != nil {

@@ -64,6 +64,10 @@ type Spec struct {
 	StopSignal  string
 	StopTimeout time.Duration
 
+	// Restart says when the guest starts the process again by itself. It also
+	// says whether a VM that is off should run (see Info.ShouldRun).
+	Restart tether.Restart
+
 	// CPUs and MemoryMB default to the owner's.
 	CPUs     int32
 	MemoryMB int64
@@ -187,6 +191,7 @@ func (s *Spec) config() (*tether.Config, error) {
 		Hostname:    s.Hostname,
 		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
 		AwaitAttach: s.AwaitAttach,
+		Restart:     s.Restart,
 	}
 	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
 		c.Process.Dir = "/" + d

@@ -47,6 +47,8 @@ type Config struct {
 	Search []string     `json:"search,omitempty"`
 	// Stop says how to end the process.
 	Stop Stop `json:"stop"`
+	// Restart says when the guest starts the process again by itself.
+	Restart Restart `json:"restart,omitzero"`
 	// AwaitAttach makes the guest stay, for at most this long after the
 	// process ended, until a controller that attached has taken the rest of
 	// the output, so that the end of a short process's output need not be read
@@ -108,7 +110,7 @@ type Process struct {
 
 // Stop says how the main process is asked to end.
 type Stop struct {
-	// Signal by name, such as SIGTERM, which is also what empty means.
+	// Signal by name; empty means SIGTERM (see also IsMeantBy).
 	Signal string `json:"signal,omitempty"`
 	// Grace is the time between Signal and SIGKILL where a caller gives none.
 	// Zero means ten seconds.
@@ -134,6 +136,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("hostname: longer than 64 bytes")
 	case c.Stop.Grace < 0:
 		return fmt.Errorf("stop.grace: negative")
+	case c.Restart.validate() != nil:
+		return c.Restart.validate()
 	case c.AwaitAttach < 0 || c.AwaitAttach > time.Minute:
 		return fmt.Errorf("awaitAttach: not between 0 and one minute")
 	}
