@@ -46,6 +46,7 @@ type machine struct {
 	output    *tether.Recorder
 	logFile   *logFile
 	server    *tether.Server
+	world     *world
 
 	marks     sync.Mutex
 	early     []tether.Stage // before there is a container
@@ -206,6 +207,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		cancel(err)
 	}
 	wg.Wait()
+	m.world = &world{config: m.config, reaper: m.reaper}
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -218,6 +220,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		go m.publish()
 	}
 	defer group.Close()
+	if err := apply(m.config.Settings); err != nil {
+		return tether.Exit{}, err
+	}
 	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
 	if err != nil {
 		return tether.Exit{}, err
@@ -229,19 +234,23 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		m.reached()
 		m.publish()
 	}
-	ns, err := newNamespace(diskMount+"/rootfs", etc)
+	ns, err := newNamespace(diskMount+"/rootfs", etc, m.config.Settings)
 	if err != nil {
 		return tether.Exit{}, err
 	}
 	m.mark("container root")
-	p, err := startProcess(ns, m.reaper, group, m.config.Process, hostname(m.config), m.output)
+	p, err := startProcess(ns, m.reaper, group, m.config.Process, hostname(m.config), m.output.Writer(tether.Stdout), m.output.Writer(tether.Stderr))
 	if err != nil {
 		return tether.Exit{}, err
 	}
 	m.mark("process")
+	m.world.enter(ns, group)
 	m.container.Started(p, time.Now())
 	go m.afterStart(ctx)
-	exit := p.wait(func() { endContainer(ns.pid1) })
+	exit := p.wait(func() {
+		endContainer(ns.pid1)
+		m.world.leave()
+	})
 	exit.OOMKilled = oomKilled()
 	return exit, nil
 }
@@ -296,6 +305,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
+		Executor: m.world,
 	})
 }
 

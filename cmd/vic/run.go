@@ -37,7 +37,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
 			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
 			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
-		}, registryFlags()...),
+		}, append(settingsFlags(), registryFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -66,15 +66,10 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	if e := c.String("entrypoint"); e != "" {
 		v.Entrypoint = []string{e}
 	}
-	for _, kv := range c.StringSlice("env") {
-		if !strings.Contains(kv, "=") {
-			val, ok := os.LookupEnv(kv)
-			if !ok {
-				continue
-			}
-			kv += "=" + val
-		}
-		v.Env = append(v.Env, kv)
+	v.Env = environ(c.StringSlice("env"))
+	var err error
+	if v.Settings, err = settings(c); err != nil {
+		return s, err
 	}
 	if n := c.Int("cpus"); c.IsSet("cpus") {
 		if n < 1 || n > 128 {
@@ -90,6 +85,22 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 		v.MemoryMB = mb
 	}
 	return s, nil
+}
+
+// environ fills in the values of variables that are only named; one that is not
+// set here is left out.
+func environ(list []string) (env []string) {
+	for _, kv := range list {
+		if !strings.Contains(kv, "=") {
+			val, ok := os.LookupEnv(kv)
+			if !ok {
+				continue
+			}
+			kv += "=" + val
+		}
+		env = append(env, kv)
+	}
+	return env
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

@@ -26,9 +26,11 @@ type Main interface {
 // calls Started, Finished and Reached; a Server serves what they tell. Methods
 // may be called by several goroutines.
 type Container struct {
-	config Config
+	config  Config
+	pausing sync.Mutex // held while freezing and thawing; taken before mu
 
 	mu       sync.Mutex
+	freezer  Freezer // of a container that is paused
 	status   Status
 	exit     Exit
 	process  Main
@@ -127,7 +129,7 @@ func (c *Container) Finished(e Exit, at time.Time) {
 	} else {
 		c.status.State = Exited
 	}
-	c.process = nil
+	c.process, c.freezer, c.status.Paused = nil, nil, false
 	c.status.Finished, c.status.ExitCode, c.status.Error, c.status.OOMKilled = at, e.Code, e.Error, e.OOMKilled
 	if c.stopping != nil {
 		c.stopping.Stop()
@@ -166,7 +168,13 @@ func (c *Container) Signal(name string) error {
 	if err != nil {
 		return err
 	}
-	return p.Signal(n)
+	if err := p.Signal(n); err != nil {
+		return err
+	}
+	// As docker kill does: a paused container could not act on the signal.
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
 
 // Resize changes the size of the process's terminal.
@@ -224,7 +232,9 @@ func (c *Container) Stop(signal string, grace time.Duration) error {
 	if err := p.Signal(n); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
-	return nil
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
 
 // feed writes attachers' input to the process. What one attacher has handed

@@ -28,7 +28,10 @@ type Status struct {
 	// Addresses at which controllers reach the tether, host:port.
 	Addresses []string `json:"addresses,omitempty"`
 
-	State    State     `json:"state"`
+	State State `json:"state"`
+	// Paused tells that the container's processes are frozen; State is Running
+	// then.
+	Paused   bool      `json:"paused,omitempty"`
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
 	// ExitCode as a shell tells it: the process's own, 128+n where signal n
