@@ -46,6 +46,7 @@ type machine struct {
 	output    *tether.Recorder
 	logFile   *logFile
 	server    *tether.Server
+	world     *world
 
 	told chan struct{} // asks for the status to be published
 
@@ -209,6 +210,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		cancel(err)
 	}
 	wg.Wait()
+	m.world = &world{config: m.config, reaper: m.reaper}
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -220,6 +222,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	if m.server != nil {
 		// Controllers hear where to come while the process is being started.
 		m.tell()
+	}
+	if err := apply(m.config.Settings); err != nil {
+		return tether.Exit{}, err
 	}
 	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
 	if err != nil {
@@ -287,6 +292,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
+		Executor: m.world,
 	})
 }
 

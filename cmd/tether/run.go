@@ -35,18 +35,19 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 			return nil, err
 		}
 	}
-	ns, err := newNamespace(diskMount+"/rootfs", r.etc)
+	ns, err := newNamespace(diskMount+"/rootfs", r.etc, r.m.config.Settings)
 	if err != nil {
 		return nil, err
 	}
 	if n == 1 {
 		r.m.mark("container root")
 	}
-	p, err := startProcess(ns, r.m.reaper, r.group, r.m.config.Process, hostname(r.m.config), r.m.output)
+	p, err := startProcess(ns, r.m.reaper, r.group, r.m.config.Process, hostname(r.m.config), r.m.output.Writer(tether.Stdout), r.m.output.Writer(tether.Stderr))
 	if err != nil {
 		endContainer(ns.pid1)
 		return nil, err
 	}
+	r.m.world.enter(ns, r.group)
 	if n == 1 {
 		r.m.mark("process")
 		r.started()
@@ -74,6 +75,7 @@ func (o *oneRun) Wait(ended func()) tether.Exit {
 	exit := o.process.wait(func() {
 		ended()
 		endContainer(o.ns.pid1)
+		o.r.m.world.leave()
 	})
 	o.ns.close()
 	kills := oomKills()

@@ -35,7 +35,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-		}, append(hardwareFlags(), registryFlags()...)...),
+		}, append(append(hardwareFlags(), settingsFlags()...), registryFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -64,17 +64,11 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	if e := c.String("entrypoint"); e != "" {
 		v.Entrypoint = []string{e}
 	}
-	for _, kv := range c.StringSlice("env") {
-		if !strings.Contains(kv, "=") {
-			val, ok := os.LookupEnv(kv)
-			if !ok {
-				continue
-			}
-			kv += "=" + val
-		}
-		v.Env = append(v.Env, kv)
-	}
+	v.Env = environ(c.StringSlice("env"))
 	var err error
+	if v.Settings, err = settings(c); err != nil {
+		return s, err
+	}
 	v.CPUs, v.MemoryMB, err = hardware(c)
 	return s, err
 }
@@ -100,6 +94,22 @@ func hardware(c *cli.Context) (cpus int32, memoryMB int64, err error) {
 		}
 	}
 	return cpus, memoryMB, nil
+}
+
+// environ fills in the values of variables that are only named; one that is not
+// set here is left out.
+func environ(list []string) (env []string) {
+	for _, kv := range list {
+		if !strings.Contains(kv, "=") {
+			val, ok := os.LookupEnv(kv)
+			if !ok {
+				continue
+			}
+			kv += "=" + val
+		}
+		env = append(env, kv)
+	}
+	return env
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

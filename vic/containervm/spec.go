@@ -14,7 +14,6 @@ import (
 	"net"
 	"path"
 	"regexp"
-	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,6 +49,10 @@ type Spec struct {
 	Dir, User string
 	// Hostname defaults to the first twelve digits of the ID.
 	Hostname string
+
+	// Settings of the container's processes: capabilities, limits, kernel
+	// parameters, groups, names and resolver.
+	Settings tether.Settings
 
 	TTY           bool
 	Rows, Columns uint16
@@ -183,12 +186,13 @@ func (s *Spec) config() (*tether.Config, error) {
 		Root: tether.Disk{Unit: 0},
 		Process: tether.Process{
 			Args: append(append([]string{}, entry...), args...),
-			Env:  mergeEnv(img.Env, s.Env),
+			Env:  tether.MergeEnv(img.Env, s.Env),
 			Dir:  first(s.Dir, img.WorkingDir), User: first(s.User, img.User),
 			TTY: s.TTY, Rows: s.Rows, Columns: s.Columns,
 			OpenStdin: s.OpenStdin, StdinOnce: s.StdinOnce,
 		},
 		Hostname:    s.Hostname,
+		Settings:    s.Settings,
 		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
 		AwaitAttach: s.AwaitAttach,
 		Restart:     s.Restart,
@@ -211,22 +215,4 @@ func first(a, b string) string {
 		return a
 	}
 	return b
-}
-
-// mergeEnv lets later settings of a variable replace earlier ones in place.
-func mergeEnv(lists ...[]string) []string {
-	var out []string
-	at := map[string]int{}
-	for _, l := range lists {
-		for _, kv := range l {
-			k, _, _ := strings.Cut(kv, "=")
-			if i, ok := at[k]; ok {
-				out[i] = kv
-				continue
-			}
-			at[k] = len(out)
-			out = append(out, kv)
-		}
-	}
-	return out
 }

@@ -39,6 +39,8 @@ type Config struct {
 	Process Process `json:"process"`
 	// Hostname of the container.
 	Hostname string `json:"hostname"`
+	// Settings of the container's processes.
+	Settings Settings `json:"settings,omitzero"`
 	// NICs in the order eth0, eth1, …
 	NICs []NIC `json:"nics,omitempty"`
 	// DNS servers and search domains for /etc/resolv.conf, beside those that
@@ -150,6 +152,9 @@ func (c *Config) Validate() error {
 		if k, _, ok := strings.Cut(s, "="); !ok || k == "" || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("process.env[%d]: %.40q is not KEY=value", i, s)
 		}
+	}
+	if err := c.Settings.validate(); err != nil {
+		return fmt.Errorf("settings.%w", err)
 	}
 	return c.validateNICs()
 }

@@ -23,7 +23,9 @@ type ServerConfig struct {
 	// Applier makes the server that of a helper VM: it takes runs for disks,
 	// tells Container's status, and does nothing else.
 	Applier *Applier
-	Logger  *slog.Logger // nil discards
+	// Executor runs further processes in the container; nil runs none.
+	Executor Executor
+	Logger   *slog.Logger // nil discards
 }
 
 // A Server is the guest's side of the protocol. It serves any number of
@@ -32,6 +34,7 @@ type Server struct {
 	config ServerConfig
 	ssh    *ssh.ServerConfig
 	log    *slog.Logger
+	execs  *execs
 
 	mu        sync.Mutex
 	starting  []net.Conn            // handshakes, oldest first
@@ -53,7 +56,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	case c.Output == nil && c.Applier == nil:
 		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
 	}
-	s := &Server{config: c, log: c.Logger, conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
+	s := &Server{config: c, log: c.Logger, execs: newExecs(c.Container, c.Executor), conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

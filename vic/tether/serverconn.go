@@ -77,6 +77,8 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.attach
 	case channelCall:
 		return c.call
+	case channelExec:
+		return c.exec
 	case channelLogs:
 		return c.logs
 	}
@@ -337,6 +339,8 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Status(), nil
 	case methodTimeline:
 		return container.Timeline(), nil
+	case methodExec, methodExecCreate, methodExecInspect, methodExecs, methodExecResize:
+		return c.doExec(q)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
