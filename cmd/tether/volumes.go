@@ -200,13 +200,13 @@ func makeFS(f disk, size int64) (blocks uint64, err error) {
 }
 
 // newNamespace makes the container's world with its mounts.
-func (m *machine) newNamespace(ctx context.Context, etc etcFiles) (*namespace, error) {
-	w := world{config: m.config}
+func (m *machine) newNamespace(etc etcFiles) (*namespace, error) {
+	w := surroundings{config: m.config}
 	if len(m.config.Mounts) == 0 {
 		return newNamespace(diskMount+"/rootfs", etc, w)
 	}
 	var err error
-	if w.nfs, err = m.volumes.mountNFS(ctx, m.config.Mounts, m.net.resolv()); err != nil {
+	if w.nfs, err = m.volumes.mountNFS(context.Background(), m.config.Mounts, m.net.resolv()); err != nil {
 		return nil, err
 	}
 	_, err = os.Lstat(mountedMark)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,7 +19,6 @@ import (
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
-	"github.com/vicsdk/vic-go/vic/volumestore"
 )
 
 func runCommand() *cli.Command {
@@ -36,14 +36,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-			&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Usage: "`[NAME:]TARGET[:ro,nocopy]`: a volume, made where it is not there"},
-			&cli.StringSliceFlag{Name: "mount", Usage: "`LIST` of KEY=VALUE: type=volume, tmpfs or nfs, source, target, readonly, volume-opt, …"},
-			&cli.StringSliceFlag{Name: "tmpfs", Usage: "`TARGET[:OPTIONS]`: size, mode, uid, gid, exec, …"},
-			&cli.StringFlag{Name: "shm-size", Usage: "`SIZE` of /dev/shm (default 64m)"},
-			&cli.BoolFlag{Name: "read-only", Usage: "let nobody write to the root"},
-			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
-			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
-		}, registryFlags()...),
+		}, slices.Concat(hardwareFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -72,7 +65,45 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	if e := c.String("entrypoint"); e != "" {
 		v.Entrypoint = []string{e}
 	}
-	for _, kv := range c.StringSlice("env") {
+	v.Env = environ(c.StringSlice("env"))
+	var err error
+	if v.Settings, err = settings(c); err != nil {
+		return s, err
+	}
+	if err := mountFlags(c, &s); err != nil {
+		return s, err
+	}
+	v.CPUs, v.MemoryMB, err = hardware(c)
+	return s, err
+}
+
+func hardwareFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
+		&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
+	}
+}
+
+// hardware reads what hardwareFlags say; zero is what was not given.
+func hardware(c *cli.Context) (cpus int32, memoryMB int64, err error) {
+	if n := c.Int("cpus"); c.IsSet("cpus") {
+		if n < 1 || n > 128 {
+			return 0, 0, usageError("--cpus %d: want 1 to 128", n)
+		}
+		cpus = int32(n)
+	}
+	if m := c.String("memory"); m != "" {
+		if memoryMB, err = parseMemory(m); err != nil {
+			return 0, 0, usageError("--memory %q: %v", m, err)
+		}
+	}
+	return cpus, memoryMB, nil
+}
+
+// environ fills in the values of variables that are only named; one that is not
+// set here is left out.
+func environ(list []string) (env []string) {
+	for _, kv := range list {
 		if !strings.Contains(kv, "=") {
 			val, ok := os.LookupEnv(kv)
 			if !ok {
@@ -80,57 +111,9 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 			}
 			kv += "=" + val
 		}
-		v.Env = append(v.Env, kv)
+		env = append(env, kv)
 	}
-	if err := mountFlags(c, &s); err != nil {
-		return s, err
-	}
-	if n := c.Int("cpus"); c.IsSet("cpus") {
-		if n < 1 || n > 128 {
-			return s, usageError("--cpus %d: want 1 to 128", n)
-		}
-		v.CPUs = int32(n)
-	}
-	if m := c.String("memory"); m != "" {
-		mb, err := parseMemory(m)
-		if err != nil {
-			return s, usageError("--memory %q: %v", m, err)
-		}
-		v.MemoryMB = mb
-	}
-	return s, nil
-}
-
-// mountFlags reads what is mounted.
-func mountFlags(c *cli.Context, s *engine.RunSpec) error {
-	for _, f := range c.StringSlice("volume") {
-		v, err := engine.ParseVolume(f)
-		if err != nil {
-			return err
-		}
-		s.Volumes = append(s.Volumes, v)
-	}
-	for _, f := range c.StringSlice("mount") {
-		if err := engine.ParseMount(f, s); err != nil {
-			return err
-		}
-	}
-	for _, f := range c.StringSlice("tmpfs") {
-		m, err := engine.ParseTmpfs(f)
-		if err != nil {
-			return err
-		}
-		s.Container.Mounts = append(s.Container.Mounts, m)
-	}
-	s.Container.ReadOnlyRoot = c.Bool("read-only")
-	if f := c.String("shm-size"); f != "" {
-		n, err := volumestore.ParseBytes(f)
-		if err != nil {
-			return usageError("--shm-size: %v", err)
-		}
-		s.Container.ShmBytes = n
-	}
-	return nil
+	return env
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

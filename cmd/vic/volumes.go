@@ -217,3 +217,45 @@ func volumeStores(flags []string) (map[string]string, error) {
 	}
 	return out, nil
 }
+
+func mountingFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Usage: "`[NAME:]TARGET[:ro,nocopy]`: a volume, made where it is not there"},
+		&cli.StringSliceFlag{Name: "mount", Usage: "`LIST` of KEY=VALUE: type=volume, tmpfs or nfs, source, target, readonly, volume-opt, …"},
+		&cli.StringSliceFlag{Name: "tmpfs", Usage: "`TARGET[:OPTIONS]`: size, mode, uid, gid, exec, …"},
+		&cli.StringFlag{Name: "shm-size", Usage: "`SIZE` of /dev/shm (default 64m)"},
+		&cli.BoolFlag{Name: "read-only", Usage: "let nobody write to the root"},
+	}
+}
+
+// mountFlags reads what is mounted.
+func mountFlags(c *cli.Context, s *engine.RunSpec) error {
+	for _, f := range c.StringSlice("volume") {
+		v, err := engine.ParseVolume(f)
+		if err != nil {
+			return err
+		}
+		s.Volumes = append(s.Volumes, v)
+	}
+	for _, f := range c.StringSlice("mount") {
+		if err := engine.ParseMount(f, s); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.StringSlice("tmpfs") {
+		m, err := engine.ParseTmpfs(f)
+		if err != nil {
+			return err
+		}
+		s.Container.Mounts = append(s.Container.Mounts, m)
+	}
+	s.Container.ReadOnlyRoot = c.Bool("read-only")
+	if f := c.String("shm-size"); f != "" {
+		n, err := volumestore.ParseBytes(f)
+		if err != nil {
+			return usageError("--shm-size: %v", err)
+		}
+		s.Container.ShmBytes = n
+	}
+	return nil
+}

@@ -23,6 +23,7 @@ const (
 	keyOwner   = "vic.owner"
 	keyImage   = "vic.image"
 	keyCreated = "vic.created"
+	keyStopped = "vic.stopped"
 )
 
 // noStatus stands under tether.StatusKey until the guest writes its first:
@@ -88,11 +89,14 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 	created := time.Now().UTC().Format(time.RFC3339Nano)
 	extra := []types.BaseOptionValue{
 		&types.OptionValue{Key: tether.ConfigKey, Value: string(doc)},
+		&types.OptionValue{Key: keyConfigSum, Value: configSum(string(doc))},
 		&types.OptionValue{Key: tether.StatusKey, Value: noStatus},
+		&types.OptionValue{Key: KeyReach, Value: Reach(s.NICs)},
 		&types.OptionValue{Key: keyID, Value: s.ID},
 		&types.OptionValue{Key: keyOwner, Value: s.Owner.ID},
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
 		&types.OptionValue{Key: keyCreated, Value: created},
+		&types.OptionValue{Key: keyStopped, Value: notStopped},
 	}
 	devices, err := s.devices()
 	if err != nil {

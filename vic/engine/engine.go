@@ -191,19 +191,30 @@ func (e *Engine) Images() *imagestore.Store { return e.images }
 
 // Pull brings an image into the VCH's store.
 func (e *Engine) Pull(ctx context.Context, name string, progress func(vic.Event)) (*imagestore.Image, error) {
-	n, err := registry.ParseName(name)
+	return e.PullWith(ctx, name, &imagestore.PullOptions{Progress: progress})
+}
+
+// PullWith is Pull with all of a pull's options.
+func (e *Engine) PullWith(ctx context.Context, name string, po *imagestore.PullOptions) (*imagestore.Image, error) {
+	n, src, err := e.source(name)
 	if err != nil {
 		return nil, err
+	}
+	return e.images.Pull(ctx, src, n.String(), po)
+}
+
+// source opens the registry that a name is of.
+func (e *Engine) source(name string) (registry.Name, *registry.Repository, error) {
+	n, err := registry.ParseName(name)
+	if err != nil {
+		return n, nil, err
 	}
 	var o *registry.Options
 	if e.reg != nil {
 		o = e.reg(n)
 	}
 	src, err := registry.Open(n, o)
-	if err != nil {
-		return nil, err
-	}
-	return e.images.Pull(ctx, src, n.String(), &imagestore.PullOptions{Progress: progress})
+	return n, src, err
 }
 
 // Image opens an image of the VCH's store by the name people use.

@@ -106,11 +106,16 @@ func (e *Engine) createVM(ctx context.Context, s RunSpec, img *imagestore.Image)
 // where asked to, removes it. A process that ends with a non-zero code, or that
 // could not be started in the guest (Exit.Error, code 125 to 127), is no error.
 //
+// With a restart policy that means the process's first end.
+//
 // Where ctx ends while the process runs, the container goes on, unless Remove
 // is set: then it is killed and deleted.
 func (e *Engine) Run(ctx context.Context, s RunSpec) (*containervm.VM, tether.Exit, error) {
 	if s.Detach && s.Remove {
 		return nil, tether.Exit{}, invalid("Detach and Remove exclude each other: nobody would be there to remove the container")
+	}
+	if p := s.Container.Restart.Policy; s.Remove && p != "" && p != tether.RestartNo {
+		return nil, tether.Exit{}, invalid("Remove and a restart policy exclude each other")
 	}
 	vm, err := e.Create(ctx, s)
 	if err != nil {
@@ -152,7 +157,7 @@ func (e *Engine) run(ctx context.Context, vm *containervm.VM, s RunSpec) (tether
 		return tether.Exit{}, context.Cause(ctx)
 	}
 	exit, err := att.Wait()
-	if err != nil {
+	if err != nil || exit.Restarts {
 		return exit, err
 	}
 	// The guest powers off by itself; a caller finds the container stopped.

@@ -72,11 +72,16 @@ func (e *Engine) mounts(ctx context.Context, s RunSpec, img *imagestore.Image) (
 	return out, made, nil
 }
 
-// dropVolumes deletes anonymous volumes. One that another container has stays.
+// dropVolumes deletes anonymous volumes. One that another container has stays, and
+// so does one that is not anonymous by its own record, whatever else says so.
 func (e *Engine) dropVolumes(ctx context.Context, names []string) error {
 	var errs *multierror.Error
 	for _, n := range names {
-		if err := e.volumes.Delete(ctx, n); err != nil && !errors.Is(err, vic.ErrInUse) {
+		v, err := e.volumes.Open(ctx, n)
+		if err == nil && v.Info().Anonymous {
+			err = e.volumes.Delete(ctx, n)
+		}
+		if err != nil && !errors.Is(err, vic.ErrInUse) && !errors.Is(err, vic.ErrNotFound) {
 			errs = multierror.Append(errs, err)
 		}
 	}
