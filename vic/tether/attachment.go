@@ -43,6 +43,7 @@ type Attachment struct {
 	op       string
 	ch       ssh.Channel
 	run      int
+	from     [2]int64
 	detached chan struct{}
 	once     sync.Once
 	done     chan struct{}
@@ -126,7 +127,7 @@ func (a *Attachment) requests(requests <-chan *ssh.Request) (Exit, error) {
 		if r.Type == requestRun {
 			var doc attachedRun
 			if decode("run", r.Payload, &doc) == nil {
-				a.run = doc.Run
+				a.run, a.from = doc.Run, doc.From
 			}
 		}
 		if r.Type == requestExit {
@@ -165,6 +166,14 @@ func (a *Attachment) Wait() (Exit, error) {
 func (a *Attachment) Run() int {
 	<-a.done
 	return a.run
+}
+
+// From is how many bytes of its standard output and error the run had written
+// before those that the attachment carried, known after Wait. It is the guest's
+// word; no attachment was made where Run is zero.
+func (a *Attachment) From() [2]int64 {
+	<-a.done
+	return a.from
 }
 
 // Done is closed when Wait would not wait.

@@ -59,6 +59,11 @@ func (f *follower) done() bool {
 	return f.run.ended && f.pos[Stdout] >= f.run.end[Stdout] && f.pos[Stderr] >= f.run.end[Stderr]
 }
 
+// from tells where it is in its run's standard output and error.
+func (f *follower) from() [2]int64 {
+	return [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
+}
+
 func (f *follower) close() { f.r.unwatch(f.wake) }
 
 // next returns a piece of output, which must not be changed, and io.EOF at the

@@ -70,10 +70,12 @@ type attachRequest struct {
 	Skip   [2]int64 `json:"skip,omitzero"`
 }
 
-// attachedRun is what a requestRun tells: to which run of the process a channel
+// attachedRun is what a requestRun tells: to which run of the process, and from
+// which byte of its standard output and error on, a channel
 // is attached.
 type attachedRun struct {
-	Run int `json:"run"`
+	Run  int      `json:"run"`
+	From [2]int64 `json:"from"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.

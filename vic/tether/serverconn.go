@@ -142,6 +142,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	defer f.close()
+	from := f.from()
 	done := s.wantEnd()
 	delivered := false
 	defer func() { done(delivered) }()
@@ -161,7 +162,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, from}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
