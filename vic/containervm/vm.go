@@ -58,6 +58,8 @@ type Info struct {
 	TTY     bool
 	Created time.Time
 	State   State
+	// Paused tells that the processes of a container that is Running are frozen.
+	Paused bool
 	// Started and Finished are zero where that has not happened.
 	Started, Finished time.Time
 	// ExitCode counts where State is Exited and Known is true: the VM of a
@@ -228,6 +230,7 @@ func (i *Info) judge(power types.VirtualMachinePowerState) {
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:
 		i.State, i.Error, i.OOMKilled = Running, "", false
+		i.Paused = st.Paused
 		if st.State != tether.Running {
 			i.Started = time.Time{}
 		}
