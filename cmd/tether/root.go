@@ -25,6 +25,14 @@ type namespace struct {
 	files    etcFiles
 	settings tether.Settings
 	launcher *os.File // sets limits; nil where there are none to set
+	with     surroundings
+}
+
+// surroundings are what a container finds beside its root.
+type surroundings struct {
+	config *tether.Config
+	nfs    map[string]string // where volumes of NFS servers are mounted, by target
+	first  bool              // nothing of the container has run yet
 }
 
 // do runs f inside the container.
@@ -34,10 +42,15 @@ func (n *namespace) do(f func() error) error {
 	return <-result
 }
 
+// close ends the thread, and with it the mounts, once the container's processes
+// are gone.
+func (n *namespace) close() { close(n.calls) }
+
 // newNamespace makes the container's world of the root at dir. files are to
-// appear in its /etc; its processes are bound by the settings.
-func newNamespace(dir string, files etcFiles, s tether.Settings) (*namespace, error) {
-	n := &namespace{calls: make(chan func()), files: files, settings: s}
+// appear in its /etc; its processes are bound by the configuration's settings.
+func newNamespace(dir string, files etcFiles, with surroundings) (*namespace, error) {
+	s := with.config.Settings
+	n := &namespace{calls: make(chan func()), files: files, settings: s, with: with}
 	go func() {
 		// Never unlocked: the thread is not fit for anything else.
 		runtime.LockOSThread()
@@ -57,12 +70,14 @@ func newNamespace(dir string, files etcFiles, s tether.Settings) (*namespace, er
 	return n, setOOMScore("self", s.OOMScoreAdj)
 }
 
+const shmDir = "/dev/shm"
+
 // containerMounts are what a container finds mounted, beside /proc. Since the
 // VM is the container's alone, /sys and the cgroups are writable.
 var containerMounts = []mount{
 	{"tmpfs", "/dev", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=755,size=64k", 0o755},
 	{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", 0o755},
-	{"tmpfs", "/dev/shm", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
+	{"tmpfs", shmDir, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
 	{"mqueue", "/dev/mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o1777},
 	{"sysfs", "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
 	{"cgroup2", "/sys/fs/cgroup", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
@@ -99,6 +114,11 @@ func (n *namespace) build(dir string) error {
 			_ = unix.Close(t.fd)
 		}
 	}()
+	mounts, err := openMounts(n.with.config.Mounts, n.with.nfs)
+	if err != nil {
+		return err
+	}
+	defer closeMounts(mounts)
 	// A RAM disk cannot be pivoted away from; moving the mount over / and
 	// changing to it leaves no way back, as switch_root(8) does.
 	if err := unix.Chdir(dir); err != nil {
@@ -114,6 +134,9 @@ func (n *namespace) build(dir string) error {
 		return fmt.Errorf("root: %w", err)
 	}
 	for _, m := range containerMounts {
+		if size := n.with.config.ShmBytes; size > 0 && m.target == shmDir {
+			m.data = fmt.Sprintf("mode=1777,size=%d", size)
+		}
 		if err := m.do(); err != nil {
 			return err
 		}
@@ -129,8 +152,16 @@ func (n *namespace) build(dir string) error {
 			return err
 		}
 	}
+	if err := placeMounts(mounts, n.with.first); err != nil {
+		return err
+	}
 	for _, t := range trees {
 		if err := t.attach(); err != nil {
+			return err
+		}
+	}
+	if n.with.config.ReadOnlyRoot {
+		if err := makeReadOnly(n.with.config.Process.Dir); err != nil {
 			return err
 		}
 	}
@@ -147,6 +178,20 @@ func (n *namespace) build(dir string) error {
 		return fmt.Errorf("PID namespace: enter: %w", err)
 	}
 	return bound(n.settings)
+}
+
+// makeReadOnly makes the root read-only, and before that the process's directory,
+// which is made where it is missing.
+func makeReadOnly(dir string) error {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("process.dir: %w", err)
+		}
+	}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("root: make read-only: %w", err)
+	}
+	return nil
 }
 
 // devices makes the nodes and links that the OCI runtime specification asks

@@ -32,7 +32,7 @@ const maxLinked = 1 << 20
 // tarTree writes a file with all below it. The path has no symlinks but its last
 // element; what the container changes meanwhile may be in it or not.
 func tarTree(w io.Writer, name string) error {
-	t := &treeWriter{tw: tar.NewWriter(w), first: map[inode]string{}}
+	t := &treeWriter{tw: tar.NewWriter(w), first: map[fileID]string{}}
 	base := path.Base(name)
 	if base == "/" {
 		base = "."
@@ -48,11 +48,11 @@ func tarTree(w io.Writer, name string) error {
 	return t.tw.Close()
 }
 
-type inode struct{ dev, ino uint64 }
+type fileID struct{ dev, ino uint64 }
 
 type treeWriter struct {
 	tw    *tar.Writer
-	first map[inode]string // the entry of a file with several names
+	first map[fileID]string // the entry of a file with several names
 }
 
 func (t *treeWriter) add(name, entry string) error {
@@ -67,7 +67,7 @@ func (t *treeWriter) add(name, entry string) error {
 	if info.Mode.Type() == fs.ModeSocket {
 		return nil
 	}
-	id := inode{st.Dev, st.Ino}
+	id := fileID{st.Dev, st.Ino}
 	if first, ok := t.first[id]; ok {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return t.tw.WriteHeader(h)

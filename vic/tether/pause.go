@@ -30,7 +30,7 @@ func (c *Container) Pause(ctx context.Context, f Freezer) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.freezer, c.status.Paused = f, c.process != nil
+	c.freezer, c.status.Paused = f, c.run.process != nil
 	return nil
 }
 

@@ -26,6 +26,7 @@ const (
 	// of standard input: the SSH package reports the end of a channel, and of
 	// a connection, just as an EOF.
 	requestEOF    = "eof" + domain
+	requestRun    = "run" + domain // comes first on an attachment
 	requestFile   = "file" + domain
 	requestResult = "result" + domain
 	requestPing   = "ping" + domain
@@ -55,6 +56,8 @@ type Exit struct {
 	// Error says why the process could not be started, with Code 125, 126 or
 	// 127.
 	Error string `json:"error,omitempty"`
+	// Restarts tells that the guest starts the process again.
+	Restarts bool `json:"restarts,omitempty"`
 }
 
 // Stage is a point of the guest's start.
@@ -66,8 +69,16 @@ type Stage struct {
 
 // attachRequest opens a channelAttach.
 type attachRequest struct {
-	Replay bool `json:"replay,omitempty"`
-	Stdin  bool `json:"stdin,omitempty"`
+	Replay bool     `json:"replay,omitempty"`
+	Stdin  bool     `json:"stdin,omitempty"`
+	Run    int      `json:"run,omitempty"`
+	Skip   [2]int64 `json:"skip,omitzero"`
+}
+
+// attachedRun is what a requestRun tells: to which run of the process a channel
+// is attached.
+type attachedRun struct {
+	Run int `json:"run"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -120,9 +121,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	keepAlive(conn)
-	if !s.begin(conn) {
-		return
-	}
+	s.begin(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
 	if !s.authenticated(conn, err == nil) {
@@ -146,17 +145,36 @@ func keepAlive(conn net.Conn) {
 	}
 }
 
-// begin admits a handshake. Where too many are under way the oldest goes, so
-// that silent connections cannot keep controllers out.
-func (s *Server) begin(conn net.Conn) bool {
+// begin admits a handshake. Where too many are under way, the oldest goes of
+// the machine that has the most, so that silent connections, however many, keep
+// no controller of another machine out.
+func (s *Server) begin(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.starting) >= maxHandshakes {
-		_ = s.starting[0].Close()
-		s.starting = append(s.starting[:0], s.starting[1:]...)
-	}
 	s.starting = append(s.starting, conn)
-	return true
+	if len(s.starting) <= maxHandshakes {
+		return
+	}
+	of := map[string]int{}
+	for _, c := range s.starting {
+		of[machine(c)]++
+	}
+	oldest := 0
+	for i, c := range s.starting {
+		if of[machine(c)] > of[machine(s.starting[oldest])] {
+			oldest = i
+		}
+	}
+	_ = s.starting[oldest].Close()
+	s.starting = slices.Delete(s.starting, oldest, oldest+1)
+}
+
+// machine that a connection comes from.
+func machine(conn net.Conn) string {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.IP.String()
+	}
+	return ""
 }
 
 func (s *Server) authenticated(conn net.Conn, ok bool) bool {
