@@ -82,6 +82,8 @@ func status(i containervm.Info) string {
 	switch {
 	case i.State == containervm.Exited && i.Known:
 		return fmt.Sprintf("exited (%d) %s", i.ExitCode, ago(i.Finished))
+	case i.Paused:
+		return "running (paused)"
 	case i.State == containervm.Exited:
 		return "exited (code unknown)"
 	}

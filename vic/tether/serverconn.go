@@ -81,6 +81,10 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.exec
 	case channelLogs:
 		return c.logs
+	case channelTarOut:
+		return c.tarOut
+	case channelTarIn:
+		return c.tarIn
 	}
 	return nil
 }
@@ -284,7 +288,11 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 		defer func() { delivered = ctx.Err() != nil }()
 	}
 	var a callAnswer
+	paused := c.server.config.Container.paused()
 	result, err := c.do(ctx, q)
+	if f := c.server.config.Changed; f != nil && c.server.config.Container.paused() != paused {
+		f()
+	}
 	if err == nil && result != nil {
 		a.Result, err = json.Marshal(result)
 	}
@@ -342,6 +350,10 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Timeline(), nil
 	case methodExec, methodExecCreate, methodExecInspect, methodExecs, methodExecResize:
 		return c.doExec(q)
+	case methodPause, methodUnpause, methodTop, methodStats:
+		return c.monitor(ctx, q)
+	case methodLstat:
+		return c.lstat(ctx, q)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
