@@ -3,8 +3,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"sync"
 
 	"github.com/vicsdk/vic-go/vic/tether"
 )
@@ -15,8 +19,11 @@ type runner struct {
 	m       *machine
 	etc     etcFiles
 	started func() // called once, after the first start
-	// group of the run that is to come or goes on.
+	mu      sync.Mutex
+	// group of the run that is to come or goes on, and ns of the one that goes
+	// on. Without ns nothing can be started beside the process.
 	group *os.File
+	ns    *namespace
 	// oomKills of the runs that have ended.
 	oomKills int
 }
@@ -51,7 +58,63 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 		r.m.mark("process")
 		r.started()
 	}
+	r.mu.Lock()
+	r.ns = ns
+	r.mu.Unlock()
 	return &oneRun{p, r, ns}, nil
+}
+
+// Probe implements tether.Runner.
+func (r *runner) Probe(ctx context.Context, args []string, out io.Writer) (int, error) {
+	p := r.m.config.Process
+	p.Args, p.TTY, p.OpenStdin = args, false, false
+	s, err := r.beside(p, bothTo{out})
+	var failed *startError
+	if errors.As(err, &failed) && failed.code != codeSetup {
+		// As a shell tells it, and as Docker's exec does.
+		_, _ = fmt.Fprintln(out, err)
+		return failed.code, nil
+	}
+	if err != nil {
+		return -1, err
+	}
+	return s.finish(ctx), nil
+}
+
+// beside starts a process in the container beside the main one.
+func (r *runner) beside(p tether.Process, out sink) (*process, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ns == nil {
+		return nil, tether.ErrNotRunning
+	}
+	return startProcess(r.ns, r.m.reaper, r.group, p, hostname(r.m.config), out)
+}
+
+// bothTo is a sink for both streams.
+type bothTo struct{ to io.Writer }
+
+func (b bothTo) Writer(tether.Stream) io.Writer { return b.to }
+
+// finish waits for the end of a process beside the main one and of its output,
+// and kills it, with its process group, where ctx ends before.
+func (s *process) finish(ctx context.Context) (code int) {
+	kill := context.AfterFunc(ctx, func() { _ = s.reaper.killGroup(s.pid) })
+	defer kill()
+	ws := <-s.ended
+	done := make(chan struct{})
+	go func() {
+		s.output.Wait() // Its children may have it; they end with the container.
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
 }
 
 // Changed implements tether.Runner.
@@ -73,6 +136,9 @@ func (r *runner) renewGroup() error {
 func (o *oneRun) Wait(ended func()) tether.Exit {
 	exit := o.process.wait(func() {
 		ended()
+		o.r.mu.Lock()
+		o.r.ns = nil
+		o.r.mu.Unlock()
 		endContainer(o.ns.pid1)
 	})
 	o.ns.close()

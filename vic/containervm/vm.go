@@ -78,6 +78,9 @@ type Info struct {
 	Restart   tether.Restart
 	Restarts  int
 	NextStart time.Time
+	// Health is the state of the health checks, without their log (see Health of
+	// a tether.Client); nil where there are none or nothing is known of them.
+	Health *tether.HealthStatus
 	// Stopped tells that the container was stopped by Stop or Kill and not
 	// started since. It is kept only where the policy asks for it.
 	Stopped bool
@@ -247,7 +250,7 @@ func parseStatus(s string) tether.Status {
 func (i *Info) judge(power types.VirtualMachinePowerState) {
 	st := i.status
 	i.Started, i.Error, i.OOMKilled, i.Timeline = st.Started, st.Error, st.OOMKilled, st.Timeline
-	i.Finished, i.ExitCode, i.Restarts, i.OOMKills = st.Finished, st.ExitCode, st.Restarts, st.OOMKills
+	i.Finished, i.ExitCode, i.Restarts, i.OOMKills, i.Health = st.Finished, st.ExitCode, st.Restarts, st.OOMKills, st.Health
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:
 		i.State = Running

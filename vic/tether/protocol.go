@@ -70,9 +70,10 @@ type attachRequest struct {
 }
 
 // attachedRun is what a requestRun tells: to which run of the process a channel
-// is attached.
+// is attached, and what the guest lacks of the beginning of its output.
 type attachedRun struct {
-	Run int `json:"run"`
+	Run     int      `json:"run"`
+	Skipped [2]int64 `json:"skipped,omitzero"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.
@@ -94,6 +95,7 @@ const (
 	methodWait     = "wait"
 	methodStatus   = "status"
 	methodTimeline = "timeline"
+	methodHealth   = "health"
 	methodPowerOff = "poweroff"
 )
 

@@ -159,7 +159,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, f.skipped()}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
@@ -337,6 +337,11 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Status(), nil
 	case methodTimeline:
 		return container.Timeline(), nil
+	case methodHealth:
+		if h := container.HealthStatus(); h != nil {
+			return h, nil
+		}
+		return nil, fmt.Errorf("%w: the container has no health check", ErrUnsupported)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
@@ -353,7 +358,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	if err := r.sync(); err != nil {
 		c.server.log.Warn("log", "error", err)
 	}
-	off, err := tailOffset(r.file, r.onDisk(), o)
+	off, err := tailOffset(r.file, r.file.Start(), r.onDisk(), o)
 	if err != nil {
 		_ = n.Reject(ssh.ConnectionFailed, err.Error())
 		return
