@@ -31,8 +31,10 @@ type runner struct {
 // oneRun is one run of the process and the world that it lives in.
 type oneRun struct {
 	*process
-	r  *runner
-	ns *namespace
+	r     *runner
+	ns    *namespace
+	ended chan struct{}
+	ooms  sync.WaitGroup
 }
 
 // Start implements tether.Runner.
@@ -61,7 +63,9 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 	r.mu.Lock()
 	r.ns = ns
 	r.mu.Unlock()
-	return &oneRun{p, r, ns}, nil
+	o := &oneRun{process: p, r: r, ns: ns, ended: make(chan struct{})}
+	o.ooms.Go(func() { r.watchOOM(o.ended) })
+	return o, nil
 }
 
 // Probe implements tether.Runner.
@@ -142,6 +146,8 @@ func (o *oneRun) Wait(ended func()) tether.Exit {
 		endContainer(o.ns.pid1)
 	})
 	o.ns.close()
+	close(o.ended)
+	o.ooms.Wait()
 	kills := oomKills()
 	exit.OOMKilled = kills > 0
 	o.r.oomKills += kills

@@ -39,7 +39,7 @@ func app() *cli.App {
 			createCommand(), lsCommand(), deleteCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), stopCommand(), rmCommand(), cpCommand(), diffCommand(),
+			runCommand(), psCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(), rmCommand(), cpCommand(), diffCommand(),
 		},
 	}
 	return a

@@ -78,6 +78,9 @@ type Info struct {
 	Restart   tether.Restart
 	Restarts  int
 	NextStart time.Time
+	// Runs are the last runs that have ended since then, oldest first, where there
+	// were restarts; at most eight.
+	Runs []tether.Run
 	// Health is the state of the health checks, without their log (see Health of
 	// a tether.Client); nil where there are none or nothing is known of them.
 	Health *tether.HealthStatus
@@ -250,6 +253,7 @@ func parseStatus(s string) tether.Status {
 func (i *Info) judge(power types.VirtualMachinePowerState) {
 	st := i.status
 	i.Started, i.Error, i.OOMKilled, i.Timeline = st.Started, st.Error, st.OOMKilled, st.Timeline
+	i.Runs = st.Runs
 	i.Finished, i.ExitCode, i.Restarts, i.OOMKills, i.Health = st.Finished, st.ExitCode, st.Restarts, st.OOMKills, st.Health
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:

@@ -140,12 +140,12 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("hostname: longer than 64 bytes")
 	case c.Stop.Grace < 0:
 		return fmt.Errorf("stop.grace: negative")
-	case c.Restart.validate() != nil:
-		return c.Restart.validate()
+	case c.Restart.Validate() != nil:
+		return c.Restart.Validate()
 	case c.Health.validate() != nil:
 		return c.Health.validate()
-	case c.Log.validate() != nil:
-		return c.Log.validate()
+	case c.Log.Validate() != nil:
+		return c.Log.Validate()
 	case c.AwaitAttach < 0 || c.AwaitAttach > time.Minute:
 		return fmt.Errorf("awaitAttach: not between 0 and one minute")
 	}

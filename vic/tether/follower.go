@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"time"
 )
 
 // errOutputLost reports to an attacher that fell behind that the log, which it
@@ -294,21 +295,29 @@ func (f *follower) gapAt(file int64) bool {
 // A logTail hands out the log file's bytes as it grows, once they are on the
 // disk: what a reader has seen is there after a power-off, too.
 type logTail struct {
-	done <-chan struct{} // ends a wait
+	done <-chan struct{}  // ends a wait
+	late <-chan time.Time // ends it, and the log: nothing more is asked for
 	r    *Recorder
 	wake chan struct{}
 	off  int64
 	end  int64 // where to stop, or -1 at the recorder's end
 }
 
-// tail reads the file from off, to its present end or on.
-func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
+// lateAfter is when all that was written at a time has come to the file.
+const lateAfter = 2 * partialAge
+
+// tail reads the file from off, to its present end or on, until what was written
+// at a time that is not zero has come.
+func (r *Recorder) tail(ctx context.Context, off int64, on bool, until time.Time) *logTail {
 	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
 	r.mu.Lock()
 	r.tails++
 	r.mu.Unlock()
-	if !on {
+	switch {
+	case !on:
 		t.end = r.onDisk()
+	case !until.IsZero():
+		t.late = time.After(time.Until(until) + lateAfter)
 	}
 	return t
 }
@@ -360,6 +369,8 @@ func (t *logTail) Read(p []byte) (int, error) {
 		select {
 		case <-t.done:
 			return 0, context.Canceled
+		case <-t.late:
+			return 0, io.EOF
 		case <-t.wake:
 		}
 	}

@@ -320,7 +320,8 @@ func (l *LogReader) Close() error {
 
 // LogOptions choose entries of a log.
 type LogOptions struct {
-	// Follow waits for more until the process has ended and all was read.
+	// Follow waits for more until the process has ended, for good where it has a
+	// restart policy, or until Until has passed.
 	Follow bool `json:"follow,omitempty"`
 	// Tail starts with the last Tail lines. Zero means all, as Docker's "all"
 	// does; a negative number means none but what Follow brings.

@@ -26,7 +26,8 @@ type LogLimit struct {
 	MaxFiles int `json:"maxFiles,omitempty"`
 }
 
-func (l LogLimit) validate() error {
+// Validate tells what cannot be right, by its name in JSON.
+func (l LogLimit) Validate() error {
 	switch {
 	case l.MaxBytes < 0:
 		return fmt.Errorf("log.maxBytes: negative")

@@ -28,7 +28,8 @@ type Restart struct {
 	MaxRetries int `json:"maxRetries,omitempty"`
 }
 
-func (r Restart) validate() error {
+// Validate tells what cannot be right, by its name in JSON.
+func (r Restart) Validate() error {
 	switch r.Policy {
 	case "", RestartNo, RestartAlways, RestartUnlessStopped:
 		if r.MaxRetries != 0 {

@@ -373,7 +373,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	}
 	defer cancel()
 	defer ch.Close()
-	tail := r.tail(ctx, off, o.Follow)
+	tail := r.tail(ctx, off, o.Follow, o.Until)
 	defer tail.close()
 	l := NewLogReader(tail)
 	l.keep = o.keep
