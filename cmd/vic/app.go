@@ -41,7 +41,8 @@ func app() *cli.App {
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			volumeCommand(),
 			runCommand(), execCommand(), topCommand(), statsCommand(), pauseCommand(), unpauseCommand(), psCommand(), inspectCommand(), logsCommand(),
-			startCommand(), stopCommand(), rmCommand(), renameCommand(), updateCommand(), cpCommand(), diffCommand(),
+			startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(), rmCommand(), renameCommand(), updateCommand(),
+			cpCommand(), diffCommand(),
 		},
 	}
 	return a

@@ -70,7 +70,8 @@ func (a *Attachment) mark(name string) {
 // Attach carries everything that one run of the main process writes, from its
 // start on, and brings it a standard input. It may be called before Start, and
 // is to the first run then, so that nothing is missed; else it is to the present
-// run, or the next where the guest is about to start the process again. It
+// run, or the next where the guest is about to start the process again. What a
+// log with a limit has dropped of a run's beginning is left out. It
 // returns at once: the guest is reached when it can be. Where
 // the process ends before that, its output is read from its disk. A connection
 // that is lost is made again, without loss and without repetition, unless
@@ -366,7 +367,7 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		return true, exit, tether.ErrDetached
 	}
 	exit, err = live.Wait()
-	if n := live.Run(); n > 0 {
+	if n, lacking := live.Run(); n > 0 {
 		a.number = n
 		if a.fresh {
 			from := live.From()
@@ -374,6 +375,8 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 			a.errOut.n += max(0, from[1])
 			a.fresh = false
 		}
+		a.out.n += lacking[0]
+		a.errOut.n += lacking[1]
 	}
 	if w := errors.Join(out.failed, errOut.failed); w != nil {
 		err = &writeError{w}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"strings"
 
 	"github.com/vmware/govmomi/vim25/mo"
@@ -72,15 +73,29 @@ func (v *VM) diskLogs(ctx context.Context, o tether.LogOptions, f func(tether.Lo
 	if err != nil {
 		return fmt.Errorf("the container's filesystem: %w", err)
 	}
-	l, err := root.OpenFile(tether.LogPath)
+	dir := path.Dir(tether.LogPath)
+	entries, err := root.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		return fmt.Errorf("%s: %w", tether.LogPath, err)
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	var files []*io.SectionReader
+	for _, name := range tether.LogNames(names) {
+		l, err := root.OpenFile(path.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w", dir, name, err)
+		}
+		files = append(files, io.NewSectionReader(l, 0, l.Info().Size))
 	}
 	o.Follow = false
-	r, err := tether.SelectLog(l, l.Info().Size, o)
+	log, size := tether.JoinLog(files)
+	r, err := tether.SelectLog(log, size, o)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"time"
 )
 
 // errOutputLost reports to an attacher that fell behind that the log, which it
@@ -17,6 +18,7 @@ var errOutputLost = errors.New("output lost: the attacher fell behind and the lo
 type follower struct {
 	r     *Recorder
 	run   *bounds
+	began [3]int64 // first byte of each stream that a replay brings
 	wake  chan struct{}
 	seq   int64    // number of the next chunk
 	pos   [3]int64 // next byte of each stream
@@ -39,11 +41,16 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 			f.pos = f.run.end
 		}
 		if replay {
-			f.seq = r.first
-			for s, off := range f.pos {
-				f.pos[s] = f.run.start[s] + skip[s]
-				ok = ok && skip[s] >= 0 && f.pos[s] <= off
+			end := f.pos
+			f.seq, f.pos = r.first, f.run.start
+			if skip == [3]int64{} {
+				f.pos = r.oldest(f.run.start, end)
 			}
+			for s := range f.pos {
+				f.pos[s] += skip[s]
+				ok = ok && skip[s] >= 0 && f.pos[s] <= end[s]
+			}
+			f.began = f.pos
 		}
 	}
 	r.mu.Unlock()
@@ -52,6 +59,38 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 		return nil, fmt.Errorf("%w: output of run %d from %d", ErrInvalid, number, skip)
 	}
 	return f, nil
+}
+
+// oldest is the first place from start on that can be read still, where the
+// beginning was rotated away, and at most end. The recorder is locked.
+func (r *Recorder) oldest(start, end [3]int64) [3]int64 {
+	memory := r.off
+	for i := len(r.ring) - 1; i >= 0; i-- {
+		memory[r.ring[i].stream] = r.ring[i].off
+	}
+	first := r.file.Start()
+	before := func(a, b [3]int64) bool { return a[Stdout] <= b[Stdout] && a[Stderr] <= b[Stderr] }
+	// The mark that the run's beginning is read from.
+	i := sort.Search(len(r.index), func(i int) bool { return !before(r.index[i].pos, start) }) - 1
+	if before(memory, start) || i >= 0 && r.index[i].file >= first {
+		return start
+	}
+	at := memory
+	for _, m := range r.index[max(0, i):] {
+		if m.file >= first && before(start, m.pos) && before(m.pos, memory) {
+			at = m.pos
+			break
+		}
+	}
+	for s := range at {
+		at[s] = min(max(at[s], start[s]), end[s])
+	}
+	return at
+}
+
+// skipped tells what a replay lacks of its run's beginning.
+func (f *follower) skipped() [2]int64 {
+	return [2]int64{f.began[Stdout] - f.run.start[Stdout], f.began[Stderr] - f.run.start[Stderr]}
 }
 
 // done tells that the follower has read all of its run. The recorder is locked.
@@ -146,6 +185,9 @@ func (f *follower) openLog() error {
 		m := r.index[i]
 		return m.pos[Stdout] > f.pos[Stdout] || m.pos[Stderr] > f.pos[Stderr]
 	}) - 1
+	if i < 0 || r.index[i].file < r.file.Start() {
+		return errOutputLost
+	}
 	m := r.index[i]
 	if i+1 < len(r.index) && r.index[i+1].gap && r.index[i+1].file == m.file {
 		return errOutputLost
@@ -258,21 +300,29 @@ func (f *follower) gapAt(file int64) bool {
 // A logTail hands out the log file's bytes as it grows, once they are on the
 // disk: what a reader has seen is there after a power-off, too.
 type logTail struct {
-	done <-chan struct{} // ends a wait
+	done <-chan struct{}  // ends a wait
+	late <-chan time.Time // ends it, and the log: nothing more is asked for
 	r    *Recorder
 	wake chan struct{}
 	off  int64
 	end  int64 // where to stop, or -1 at the recorder's end
 }
 
-// tail reads the file from off, to its present end or on.
-func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
+// lateAfter is when all that was written at a time has come to the file.
+const lateAfter = 2 * partialAge
+
+// tail reads the file from off, to its present end or on, until what was written
+// at a time that is not zero has come.
+func (r *Recorder) tail(ctx context.Context, off int64, on bool, until time.Time) *logTail {
 	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
 	r.mu.Lock()
 	r.tails++
 	r.mu.Unlock()
-	if !on {
+	switch {
+	case !on:
 		t.end = r.onDisk()
+	case !until.IsZero():
+		t.late = time.After(time.Until(until) + lateAfter)
 	}
 	return t
 }
@@ -301,11 +351,20 @@ func (t *logTail) Read(p []byte) (int, error) {
 		if t.end >= 0 {
 			size, closed = t.end, true
 		}
+		if first := t.r.file.Start(); t.off < first {
+			// It was rotated away, perhaps in the middle of a line.
+			t.off = first
+			p[0] = '\n'
+			return 1, nil
+		}
 		if n := size - t.off; n > 0 {
 			m, err := t.r.file.ReadAt(p[:min(int64(len(p)), n)], t.off)
 			t.off += int64(m)
 			if m > 0 {
 				return m, nil
+			}
+			if errors.Is(err, errRotated) {
+				continue
 			}
 			return 0, err
 		}
@@ -315,6 +374,8 @@ func (t *logTail) Read(p []byte) (int, error) {
 		select {
 		case <-t.done:
 			return 0, context.Canceled
+		case <-t.late:
+			return 0, io.EOF
 		case <-t.wake:
 		}
 	}

@@ -75,12 +75,13 @@ type attachRequest struct {
 	Skip   [2]int64 `json:"skip,omitzero"`
 }
 
-// attachedRun is what a requestRun tells: to which run of the process, and from
-// which byte of its standard output and error on, a channel
-// is attached.
+// attachedRun is what a requestRun tells: to which run of the process a channel
+// is attached, where in its standard output and error it begins, and what the
+// guest lacks of the beginning of a replay.
 type attachedRun struct {
-	Run  int      `json:"run"`
-	From [2]int64 `json:"from"`
+	Run     int      `json:"run"`
+	From    [2]int64 `json:"from,omitzero"`
+	Skipped [2]int64 `json:"skipped,omitzero"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.
@@ -102,6 +103,7 @@ const (
 	methodWait     = "wait"
 	methodStatus   = "status"
 	methodTimeline = "timeline"
+	methodHealth   = "health"
 	methodPowerOff = "poweroff"
 
 	methodPause   = "pause"
