@@ -341,9 +341,8 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		defer in.close()
 		s.Stdin = in
 	}
-	live, err := t.Attach(ctx, tether.AttachOptions{
-		Streams: s, Replay: !a.fresh, Run: a.number, Skip: [2]int64{a.out.n, a.errOut.n},
-	})
+	skip := [2]int64{a.out.n, a.errOut.n}
+	live, err := t.Attach(ctx, tether.AttachOptions{Streams: s, Replay: !a.fresh, Run: a.number, Skip: skip})
 	if err != nil {
 		return false, exit, err
 	}
@@ -367,16 +366,10 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		return true, exit, tether.ErrDetached
 	}
 	exit, err = live.Wait()
-	if n, lacking := live.Run(); n > 0 {
-		a.number = n
-		if a.fresh {
-			from := live.From()
-			a.out.n += max(0, from[0])
-			a.errOut.n += max(0, from[1])
-			a.fresh = false
-		}
-		a.out.n += lacking[0]
-		a.errOut.n += lacking[1]
+	if n, from := live.Run(); n > 0 {
+		a.number, a.fresh = n, false
+		a.out.n += max(0, from[0]-skip[0])
+		a.errOut.n += max(0, from[1]-skip[1])
 	}
 	if w := errors.Join(out.failed, errOut.failed); w != nil {
 		err = &writeError{w}

@@ -18,7 +18,6 @@ var errOutputLost = errors.New("output lost: the attacher fell behind and the lo
 type follower struct {
 	r     *Recorder
 	run   *bounds
-	began [3]int64 // first byte of each stream that a replay brings
 	wake  chan struct{}
 	seq   int64    // number of the next chunk
 	pos   [3]int64 // next byte of each stream
@@ -50,7 +49,6 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 				f.pos[s] += skip[s]
 				ok = ok && skip[s] >= 0 && f.pos[s] <= end[s]
 			}
-			f.began = f.pos
 		}
 	}
 	r.mu.Unlock()
@@ -86,11 +84,6 @@ func (r *Recorder) oldest(start, end [3]int64) [3]int64 {
 		at[s] = min(max(at[s], start[s]), end[s])
 	}
 	return at
-}
-
-// skipped tells what a replay lacks of its run's beginning.
-func (f *follower) skipped() [2]int64 {
-	return [2]int64{f.began[Stdout] - f.run.start[Stdout], f.began[Stderr] - f.run.start[Stderr]}
 }
 
 // done tells that the follower has read all of its run. The recorder is locked.

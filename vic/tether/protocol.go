@@ -76,12 +76,10 @@ type attachRequest struct {
 }
 
 // attachedRun is what a requestRun tells: to which run of the process a channel
-// is attached, where in its standard output and error it begins, and what the
-// guest lacks of the beginning of a replay.
+// is attached, and from which byte of its standard output and error on.
 type attachedRun struct {
-	Run     int      `json:"run"`
-	From    [2]int64 `json:"from,omitzero"`
-	Skipped [2]int64 `json:"skipped,omitzero"`
+	Run  int      `json:"run"`
+	From [2]int64 `json:"from,omitzero"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.

@@ -166,7 +166,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number, from, f.skipped()}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, from}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
