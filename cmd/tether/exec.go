@@ -82,8 +82,8 @@ func (w *world) StartExec(e tether.ExecSpec, openStdin bool, stdout, stderr io.W
 	}
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if w.ns == nil {
-		return nil, tether.ErrNotRunning
+	if ns != w.ns && ns != w.privileged {
+		return nil, tether.ErrNotRunning // It has ended meanwhile; another may run.
 	}
 	p := e.Process(w.config.Process)
 	p.OpenStdin = openStdin
