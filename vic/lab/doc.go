@@ -41,6 +41,9 @@
 // VmPoweredOffEvent: those of a lab that was closed, and in a lab without QEMU
 // all. Sessions, tasks and older events are forgotten.
 //
+// SuspendVM_Task writes memory and devices to a .vmss file and ends the VM's QEMU;
+// PowerOnVM_Task goes on from it, also in another lab process.
+//
 // # Disks
 //
 // A disk made through the API is a thin "vmfs" descriptor with a flat extent,

@@ -195,6 +195,10 @@ type savedVM struct {
 type labState struct {
 	// BootKeys are the keys of extraConfig at power-on, in order.
 	BootKeys []string `json:"bootKeys,omitempty"`
+	// Shape is that of the VM's QEMU, since its power-on.
+	Shape shape `json:"shape"`
+	// State is the file of a suspended VM's state.
+	State string `json:"state,omitempty"`
 }
 
 func encodeObject(v any) ([]byte, error) {

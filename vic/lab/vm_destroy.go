@@ -92,7 +92,7 @@ func (l *Lab) removeVMFiles(dir location, s vmState) types.BaseMethodFault {
 	}
 	for _, e := range ents {
 		n := e.Name()
-		own := strings.HasSuffix(n, ".vmx") || strings.HasSuffix(n, ".nvram") || strings.HasSuffix(n, ".log")
+		own := strings.HasSuffix(n, ".vmx") || strings.HasSuffix(n, ".nvram") || strings.HasSuffix(n, ".vmsn") || strings.HasSuffix(n, ".log")
 		if e.Type().IsRegular() && own {
 			p, _ := dir.join(n)
 			_ = p.root.Remove(p.rel)
