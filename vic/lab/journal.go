@@ -199,6 +199,11 @@ type labState struct {
 	Shape shape `json:"shape"`
 	// State is the file of a suspended VM's state.
 	State string `json:"state,omitempty"`
+	// Snapshots are the VM's, and SnapshotID the last number that one got. Deltas
+	// are the disks that were made for snapshots.
+	Snapshots  []savedSnapshot `json:"snapshots,omitempty"`
+	SnapshotID int32           `json:"snapshotId,omitempty"`
+	Deltas     []string        `json:"deltas,omitempty"`
 }
 
 func encodeObject(v any) ([]byte, error) {
