@@ -27,13 +27,13 @@ func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEnt
 	if err != nil {
 		return err
 	}
-	if info.State != Running {
+	if !info.On() {
 		if info.State == Created {
 			return nil
 		}
 		return fault.Wrap(op, v.Ref(), v.diskLogs(ctx, o, f))
 	}
-	t, err := v.dial(ctx, info.status)
+	t, err := v.dial(ctx, info)
 	if err != nil {
 		return fault.Wrap(op, v.Ref(), err)
 	}

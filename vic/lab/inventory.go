@@ -210,6 +210,7 @@ func (l *Lab) networkNamed(dc *simulator.Datacenter, name string) *mo.Network {
 func (l *Lab) takeOver() {
 	l.override("SessionManager", &sessionHandler{l.newBase("session")})
 	l.override("PropertyCollector", &collectorHandler{l.newBase("collector")})
+	l.override("SearchIndex", &searchHandler{l.newBase("search"), l.reg.SearchIndex()})
 	l.override("Task", &taskHandler{l.newBase("task")})
 	l.override("FileManager", &fileHandler{l.newBase("file")})
 	l.override("VirtualDiskManager", &diskHandler{l.newBase("disk")})

@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vmware/govmomi/event"
 	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -70,7 +71,7 @@ func TestBackground(t *testing.T) {
 	}
 	ok(t, lab.Down(t.Context(), dir))
 	s := up(t, dir, "NOQEMU=1")
-	if again := up(t, dir, "NOQEMU=1"); again != s {
+	if again := up(t, dir, "NOQEMU=1"); !reflect.DeepEqual(again, s) {
 		t.Errorf("a second Up started another lab: %+v, %+v", s, again)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil || st.Mode().Perm() != 0o600 {
@@ -378,6 +379,25 @@ func TestOneTaskPerVM(t *testing.T) {
 func TestConcurrentCreations(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})
 	c := login(t, l)
+	// Whoever looks meanwhile sees whole VMs.
+	looking := make(chan struct{})
+	stop, over := context.WithCancel(t.Context())
+	reader := login(t, l)
+	go func() {
+		defer close(looking)
+		for stop.Err() == nil {
+			vms, err := reader.f.VirtualMachineList(t.Context(), "*")
+			if err != nil && !errors.As(err, new(*find.NotFoundError)) {
+				t.Error(err)
+				return
+			}
+			for _, vm := range vms {
+				if p := reader.props(vm); p.Config == nil || p.Config.Uuid == "" {
+					t.Errorf("%s is seen in the making", vm.InventoryPath)
+				}
+			}
+		}
+	}()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	made, dup := 0, 0
@@ -399,6 +419,8 @@ func TestConcurrentCreations(t *testing.T) {
 		}()
 	}
 	wg.Wait()
+	over()
+	<-looking
 	if made != 20 || dup != 20 {
 		t.Errorf("%d made and %d duplicates of 20 names asked for twice", made, dup)
 	}
