@@ -40,7 +40,7 @@ func app() *cli.App {
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			volumeCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), rmCommand(), renameCommand(), updateCommand(), cpCommand(), diffCommand(),
+			runCommand(), psCommand(), eventsCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), rmCommand(), renameCommand(), updateCommand(), cpCommand(), diffCommand(),
 		},
 	}
 	return a

@@ -253,6 +253,7 @@ func (l *Lab) renameVM(vm *simulator.VirtualMachine, name string) types.BaseMeth
 	l.set(vm, types.PropertyChange{Name: "name", Val: name},
 		types.PropertyChange{Name: "config.name", Val: name},
 		types.PropertyChange{Name: "summary.config.name", Val: name})
+	l.post(&types.VmRenamedEvent{VmEvent: l.vmEvent(vm.Self, l.look(vm)), OldName: s.name, NewName: name})
 	return nil
 }
 
