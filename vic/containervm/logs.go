@@ -117,11 +117,20 @@ func (v *VM) openDisk(ctx context.Context) (*chain.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ds != v.owner.Datastore.Name {
-		return nil, fault.Of(vic.ErrUnsupported, "the root disk was moved to datastore %q, away from the VCH's", ds)
-	}
-	files := v.files()
-	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
-		return files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+	// Parents may be on other datastores, where they are named by their whole path.
+	return chain.Open(ctx, volumes+ds+"/"+p, func(ctx context.Context, p string) (chain.File, error) {
+		rest, ok := strings.CutPrefix(p, volumes)
+		ds, rel, _ := strings.Cut(rest, "/")
+		if !ok {
+			return nil, fault.Of(vic.ErrInvalid, "%q is on no datastore", p)
+		}
+		files, err := v.filesOn(ctx, ds)
+		if err != nil {
+			return nil, err
+		}
+		return files.OpenFile(ctx, rel)
 	})
 }
+
+// volumes is where ESXi has its datastores.
+const volumes = "/vmfs/volumes/"
