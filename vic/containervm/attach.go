@@ -249,7 +249,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 		case found:
 		case power == types.VirtualMachinePowerStatePoweredOn:
 			seenOn = true
-			if fresh && st.HostKey != "" && len(st.Addresses) > 0 {
+			if fresh && info.reach.knows(st) {
 				o.Info, found = info, true
 			}
 		case power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
