@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,22 +43,48 @@ func endContainer(pid1 int) {
 	_ = unix.Kill(pid1, unix.SIGKILL)
 }
 
-// oomKilled tells whether the kernel killed a process of the container for
-// want of memory (cgroup-v2.rst, memory.events).
-func oomKilled() bool {
+// removeCgroup removes a cgroup, and those below it, once the processes that
+// were killed in it are gone.
+func removeCgroup(dir string) error {
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for wait, end := time.Millisecond, time.Now().Add(killTime); ; wait *= 2 {
+		err := unix.Rmdir(dir)
+		if err != unix.EBUSY || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+// killTime is how long a killed process may take to go.
+const killTime = 10 * time.Second
+
+// oomKills counts the processes of the container's cgroup, and of those below
+// it, that the kernel killed for want of memory (cgroup-v2.rst, memory.events).
+func oomKills() int {
 	f, err := os.Open(filepath.Join(containerGroup, "memory.events"))
 	if err != nil {
-		return false
+		return 0
 	}
 	defer f.Close()
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		if v, ok := strings.CutPrefix(sc.Text(), "oom_kill "); ok {
-			n, _ := strconv.ParseUint(v, 10, 64)
-			return n > 0
+			n, _ := strconv.Atoi(v)
+			return n
 		}
 	}
-	return false
+	return 0
 }
 
 // setrlimit goes by package syscall, which then hands the limit on to the

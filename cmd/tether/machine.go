@@ -45,7 +45,11 @@ type machine struct {
 	net       *network
 	output    *tether.Recorder
 	logFile   *logFile
+	volumes   volumes
 	server    *tether.Server
+	world     *world
+
+	told chan struct{} // asks for the status to be published
 
 	marks     sync.Mutex
 	early     []tether.Stage // before there is a container
@@ -166,7 +170,8 @@ func (m *machine) configure(ctx context.Context) error {
 }
 
 // runContainer brings up everything the process needs, each as soon as it can,
-// runs it and returns its end. An error means that it did not start.
+// runs it, again as its restart policy says, and returns its last end. An error
+// means that it did not start.
 func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	// One start that fails ends the others' waiting.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -193,6 +198,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		}
 		return m.openLog()
 	})
+	if len(m.config.Mounts) > 0 {
+		step("volumes", func() error { return m.volumes.mount(ctx, m.events, m.config.Mounts) })
+	}
 	// What is asked for last begins first, and the network waits for others.
 	step("network", func() (err error) {
 		m.net, err = bringUp(ctx, m.events, m.config, m.log)
@@ -206,6 +214,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		cancel(err)
 	}
 	wg.Wait()
+	m.world = &world{config: m.config, reaper: m.reaper}
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -213,11 +222,14 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	if err := context.Cause(ctx); err != nil {
 		return tether.Exit{}, err
 	}
+	go m.publisher(ctx)
 	if m.server != nil {
 		// Controllers hear where to come while the process is being started.
-		go m.publish()
+		m.tell()
 	}
-	defer group.Close()
+	if err := apply(m.config.Settings); err != nil {
+		return tether.Exit{}, err
+	}
 	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
 	if err != nil {
 		return tether.Exit{}, err
@@ -227,23 +239,11 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 			m.log.Error("resolv.conf", "error", err)
 		}
 		m.reached()
-		m.publish()
+		m.tell()
 	}
-	ns, err := newNamespace(diskMount+"/rootfs", etc)
-	if err != nil {
-		return tether.Exit{}, err
-	}
-	m.mark("container root")
-	p, err := startProcess(ns, m.reaper, group, m.config.Process, hostname(m.config), m.output)
-	if err != nil {
-		return tether.Exit{}, err
-	}
-	m.mark("process")
-	m.container.Started(p, time.Now())
-	go m.afterStart(ctx)
-	exit := p.wait(func() { endContainer(ns.pid1) })
-	exit.OOMKilled = oomKilled()
-	return exit, nil
+	r := &runner{m: m, etc: etc, group: group, started: func() { go m.afterStart(ctx) }}
+	defer func() { _ = r.group.Close() }()
+	return m.container.Run(r, m.output)
 }
 
 func (m *machine) makeHostKey() error {
@@ -296,6 +296,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
 	})
 }
 
@@ -363,7 +364,7 @@ func (m *machine) afterStart(ctx context.Context) {
 		return
 	case <-time.After(settleTime):
 	}
-	m.publish()
+	m.tell()
 	for _, a := range m.net.hosts() {
 		m.set(ctx, "guestinfo.ip", a.String())
 		break
@@ -382,14 +383,45 @@ func (m *machine) afterStart(ctx context.Context) {
 	}
 }
 
-// publish sets the status in guestinfo.
+// tell has the status published soon. It does not wait.
+func (m *machine) tell() {
+	select {
+	case m.told <- struct{}{}:
+	default: // It will be, and as it is then.
+	}
+}
+
+// publisher publishes the status when told to.
+func (m *machine) publisher(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.told:
+		}
+		m.publish()
+	}
+}
+
+// publish sets the status in guestinfo and, once the process has ended, on the
+// disk, where it outlives the VM's power.
 func (m *machine) publish() {
 	m.publishMu.Lock()
 	defer m.publishMu.Unlock()
-	b, err := json.Marshal(m.container.Status())
+	s := m.container.Status()
+	b, err := json.Marshal(s)
 	if err != nil {
 		m.log.Error("status", "error", err)
 		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if m.output != nil && !s.Finished.IsZero() {
+		wg.Go(func() {
+			if err := writeStatus(diskMount+tether.StatusPath, b); err != nil {
+				m.log.Error("status", "error", err)
+			}
+		})
 	}
 	m.set(context.Background(), tether.StatusKey, string(b))
 }
@@ -423,17 +455,7 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 	}
 	m.container.Finished(exit, now)
 	m.mark("exit")
-	var wg sync.WaitGroup
-	wg.Go(m.publish)
-	wg.Go(func() {
-		if m.output == nil {
-			return // There is no disk.
-		}
-		if err := writeStatus(diskMount+tether.StatusPath, m.container.Status()); err != nil {
-			m.log.Error("status", "error", err)
-		}
-	})
-	wg.Wait()
+	m.publish()
 	if m.server != nil && m.config.AwaitAttach > 0 {
 		m.server.Linger(ctx, m.config.AwaitAttach)
 	}
@@ -443,20 +465,19 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 			m.log.Error("root", "error", err)
 		}
 	}
+	if err := m.volumes.unmount(); err != nil {
+		m.log.Error("volumes", "error", err)
+	}
 	m.log.Info("end", "code", exit.Code, "signal", exit.Signal, "uptime", uptime().Round(time.Millisecond))
 }
 
 // writeStatus replaces a file by the status, on the disk when it returns.
-func writeStatus(name string, s tether.Status) error {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
+func writeStatus(name string, status []byte) error {
 	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(append(status, '\n'))
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func main() {
 		os.Exit(125)
 	}
 	log := newConsole(os.Stderr)
-	m := &machine{log: log}
+	m := &machine{log: log, told: make(chan struct{}, 1)}
 	m.run()
 	powerOff(log)
 }

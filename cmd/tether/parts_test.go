@@ -157,8 +157,8 @@ func TestStartErrors(t *testing.T) {
 
 func TestWriteStatus(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "status.json")
-	for _, code := range []int{1, 2} {
-		if err := writeStatus(name, tether.Status{ExitCode: code}); err != nil {
+	for _, doc := range []string{`{"exitCode":1}`, `{"exitCode":2}`} {
+		if err := writeStatus(name, []byte(doc)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,9 +38,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "network", Usage: "\"none\" for no network: the container is reached over a serial port of its VM"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
-			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
-		}, registryFlags()...),
+		}, slices.Concat(hardwareFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -75,7 +74,45 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	if e := c.String("entrypoint"); e != "" {
 		v.Entrypoint = []string{e}
 	}
-	for _, kv := range c.StringSlice("env") {
+	v.Env = environ(c.StringSlice("env"))
+	var err error
+	if v.Settings, err = settings(c); err != nil {
+		return s, err
+	}
+	if err := mountFlags(c, &s); err != nil {
+		return s, err
+	}
+	v.CPUs, v.MemoryMB, err = hardware(c)
+	return s, err
+}
+
+func hardwareFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
+		&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
+	}
+}
+
+// hardware reads what hardwareFlags say; zero is what was not given.
+func hardware(c *cli.Context) (cpus int32, memoryMB int64, err error) {
+	if n := c.Int("cpus"); c.IsSet("cpus") {
+		if n < 1 || n > 128 {
+			return 0, 0, usageError("--cpus %d: want 1 to 128", n)
+		}
+		cpus = int32(n)
+	}
+	if m := c.String("memory"); m != "" {
+		if memoryMB, err = parseMemory(m); err != nil {
+			return 0, 0, usageError("--memory %q: %v", m, err)
+		}
+	}
+	return cpus, memoryMB, nil
+}
+
+// environ fills in the values of variables that are only named; one that is not
+// set here is left out.
+func environ(list []string) (env []string) {
+	for _, kv := range list {
 		if !strings.Contains(kv, "=") {
 			val, ok := os.LookupEnv(kv)
 			if !ok {
@@ -83,22 +120,9 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 			}
 			kv += "=" + val
 		}
-		v.Env = append(v.Env, kv)
+		env = append(env, kv)
 	}
-	if n := c.Int("cpus"); c.IsSet("cpus") {
-		if n < 1 || n > 128 {
-			return s, usageError("--cpus %d: want 1 to 128", n)
-		}
-		v.CPUs = int32(n)
-	}
-	if m := c.String("memory"); m != "" {
-		mb, err := parseMemory(m)
-		if err != nil {
-			return s, usageError("--memory %q: %v", m, err)
-		}
-		v.MemoryMB = mb
-	}
-	return s, nil
+	return env
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as
@@ -134,7 +158,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	defer cancel()
 	untilStart := context.AfterFunc(c.Context, cancel)
 	c.Context = ctx
-	t, err := openTerminal(s)
+	t, err := openTerminal("run", s.Container.TTY && !s.Detach, s.Container.OpenStdin)
 	if err != nil {
 		return err
 	}
@@ -144,7 +168,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 		untilStart()
 		p.close()
 		if att != nil {
-			t.follow(vm, att)
+			t.follow(att, func(ctx context.Context, signal string) error { return vm.Kill(ctx, signal) })
 		}
 	}
 	var exit tether.Exit
@@ -160,13 +184,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	if err != nil {
 		return runFailure{err}
 	}
-	if exit.Error != "" {
-		fmt.Fprintf(os.Stderr, "vic: %s\n", exit.Error)
-	}
-	if exit.Code != 0 {
-		return exitStatus(exit.Code)
-	}
-	return nil
+	return exitOf(exit)
 }
 
 // terminal is the one that vic runs in, where the container gets a terminal.
@@ -177,15 +195,15 @@ type terminal struct {
 	stop  []func()
 }
 
-func openTerminal(s engine.RunSpec) (*terminal, error) {
-	t := &terminal{fd: int(os.Stdin.Fd()), tty: s.Container.TTY && !s.Detach}
+func openTerminal(command string, tty, interactive bool) (*terminal, error) {
+	t := &terminal{fd: int(os.Stdin.Fd()), tty: tty}
 	if !t.tty {
 		return t, nil
 	}
-	if s.Container.OpenStdin && !term.IsTerminal(t.fd) {
-		return nil, usageError("run: -t with -i: standard input is no terminal; leave -t out")
+	if interactive && !term.IsTerminal(t.fd) {
+		return nil, usageError("%s: -t with -i: standard input is no terminal; leave -t out", command)
 	}
-	if s.Container.OpenStdin {
+	if interactive {
 		st, err := term.MakeRaw(t.fd)
 		if err != nil {
 			return nil, err
@@ -209,7 +227,9 @@ func (t *terminal) size() (rows, columns uint16) {
 }
 
 // follow passes window sizes and signals on until restore.
-func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
+func (t *terminal) follow(att interface {
+	Resize(rows, columns uint16) error
+}, kill func(ctx context.Context, signal string) error) {
 	ch := make(chan os.Signal, 8)
 	signal.Notify(ch, syscall.SIGWINCH, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	done := make(chan struct{})
@@ -231,7 +251,7 @@ func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
 					continue
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				if err := vm.Kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
+				if err := kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
 					fmt.Fprintf(os.Stderr, "vic: %v\n", err)
 				}
 				cancel()

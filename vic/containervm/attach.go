@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ type Attachment struct {
 	vm      *VM
 	streams tether.Streams
 	stale   string // the boot that was the last one when the VM was off
+	fresh   bool   // what was written before the first session is left out
 	wasOff  bool
 	kick    chan struct{}
 	cancel  context.CancelFunc
@@ -30,6 +32,8 @@ type Attachment struct {
 	err     error
 	out     counter
 	errOut  counter
+	boot    string // of the guest that was attached to
+	number  int    // of the run that is attached to; zero where it is not known
 
 	mu            sync.Mutex
 	live          *tether.Attachment
@@ -63,9 +67,11 @@ func (a *Attachment) mark(name string) {
 	a.timeline = append(a.timeline, Moment{name, time.Now()})
 }
 
-// Attach carries everything the main process writes, from its start on, and
-// brings it a standard input. It may be called before Start, so that nothing
-// is missed, and returns at once: the guest is reached when it can be. Where
+// Attach carries everything that one run of the main process writes, from its
+// start on, and brings it a standard input. It may be called before Start, and
+// is to the first run then, so that nothing is missed; else it is to the present
+// run, or the next where the guest is about to start the process again. It
+// returns at once: the guest is reached when it can be. Where
 // the process ends before that, its output is read from its disk. A connection
 // that is lost is made again, without loss and without repetition, unless
 // Streams has a Stdin, whose bytes under way cannot be told from lost ones.
@@ -74,24 +80,37 @@ func (a *Attachment) mark(name string) {
 // ctx bounds the call, not the attachment; Detach ends that and leaves the
 // process as it is.
 func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) {
+	return v.AttachWith(ctx, AttachOptions{Streams: s})
+}
+
+// AttachOptions are the details of an attachment.
+type AttachOptions struct {
+	tether.Streams
+	// New leaves out what a process that runs already has written so far.
+	New bool
+}
+
+// AttachWith is Attach with all of its options.
+func (v *VM) AttachWith(ctx context.Context, o AttachOptions) (*Attachment, error) {
 	const op = "attach to container"
 	if _, err := newSigner(v.c, v.id); err != nil {
 		return nil, fault.Wrap(op, v.Ref(), err)
 	}
 	a := &Attachment{
-		vm: v, streams: s, kick: make(chan struct{}, 1), done: make(chan struct{}),
-		out: counter{w: s.Stdout}, errOut: counter{w: s.Stderr},
+		vm: v, streams: o.Streams, kick: make(chan struct{}, 1), done: make(chan struct{}),
+		out: counter{w: o.Stdout}, errOut: counter{w: o.Stderr},
 	}
 	if v.view.unstarted() {
-		a.wasOff = true
+		a.wasOff, a.number = true, 1
 	} else {
 		info, err := v.look(ctx)
 		if err != nil {
 			return nil, fault.Wrap(op, v.Ref(), err)
 		}
-		if info.State != Running {
-			a.wasOff, a.stale = true, info.status.Boot
+		if !info.On() {
+			a.wasOff, a.stale, a.number = true, info.status.Boot, 1
 		}
+		a.fresh = o.New && info.On()
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a.cancel = cancel
@@ -183,6 +202,9 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 		var exit tether.Exit
 		if err == nil {
 			a.mark("reachable")
+			if a.boot != "" && a.boot != o.status.Boot {
+				return tether.Exit{}, fault.Wrap(op, a.vm.Ref(), fault.Of(vic.ErrUnknownOutcome, "the connection was lost, and the VM has been started again since"))
+			}
 			var connected bool
 			connected, exit, err = a.session(ctx, o.Info)
 			if connected && err == nil {
@@ -191,8 +213,11 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 			if errors.Is(err, tether.ErrDetached) || errors.As(err, new(*writeError)) {
 				return exit, err
 			}
+			if connected && errors.As(err, new(*tether.RemoteError)) {
+				return exit, fault.Wrap(op, a.vm.Ref(), err) // The guest's last word.
+			}
 			if connected && a.streams.Stdin != nil {
-				if info, e := a.vm.Inspect(ctx); e != nil || info.State == Running {
+				if info, e := a.vm.Inspect(ctx); e != nil || info.On() {
 					return exit, fault.Wrap(op, a.vm.Ref(), fault.As(vic.ErrUnavailable, fmt.Errorf("the connection was lost, and with it perhaps a part of the input: %w", err)))
 				}
 			}
@@ -278,7 +303,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 			return
 		}
 		info, err := a.vm.Inspect(ctx)
-		if err == nil && info.State != Running {
+		if err == nil && !info.On() {
 			mu.Lock()
 			if !found {
 				o.off, found = true, true
@@ -306,20 +331,23 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 	}
 	defer t.Close()
 	a.mark("connected")
-	// The guest replays from the process's start: skip what was written.
+	// The guest replays from the process's start but for what was written.
 	s := a.streams
-	out, errOut := a.out.resume(), a.errOut.resume()
+	out, errOut := &resumed{c: &a.out}, &resumed{c: &a.errOut}
 	s.Stdout, s.Stderr = out, errOut
 	if s.Stdin != nil {
 		in := &gate{r: s.Stdin, stop: make(chan struct{})}
 		defer in.close()
 		s.Stdin = in
 	}
-	live, err := t.Attach(ctx, tether.AttachOptions{Streams: s, Replay: true})
+	live, err := t.Attach(ctx, tether.AttachOptions{
+		Streams: s, Replay: !a.fresh, Run: a.number, Skip: [2]int64{a.out.n, a.errOut.n},
+	})
 	if err != nil {
 		return false, exit, err
 	}
 	a.mark("attached")
+	a.boot = info.status.Boot
 	a.mu.Lock()
 	a.live = live
 	rows, columns := a.rows, a.columns
@@ -338,6 +366,15 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		return true, exit, tether.ErrDetached
 	}
 	exit, err = live.Wait()
+	if n := live.Run(); n > 0 {
+		a.number = n
+		if a.fresh {
+			from := live.From()
+			a.out.n += max(0, from[0])
+			a.errOut.n += max(0, from[1])
+			a.fresh = false
+		}
+	}
 	if w := errors.Join(out.failed, errOut.failed); w != nil {
 		err = &writeError{w}
 	}
@@ -353,12 +390,22 @@ func (a *Attachment) fromDisk(ctx context.Context) (tether.Exit, error) {
 		return tether.Exit{}, fault.Wrap(op, a.vm.Ref(), err)
 	}
 	exit := tether.Exit{Code: info.ExitCode, OOMKilled: info.OOMKilled, Error: info.Error}
+	output := tether.LogOptions{Since: info.Started}
 	if !info.Known {
 		err = fault.Wrap(op, a.vm.Ref(), fault.Of(vic.ErrUnknownOutcome, "the VM was powered off before its guest wrote down how the process ended"))
 	}
-	if !info.Started.IsZero() {
+	if last := info.status.Restarts + 1; a.number > 0 && a.number < last {
+		i := slices.IndexFunc(info.status.Runs, func(r tether.Run) bool { return r.Number == a.number })
+		if i < 0 {
+			return exit, fault.Wrap(op, a.vm.Ref(), fault.Of(vic.ErrUnknownOutcome, "the guest has started the process again too often to know how its run %d ended", a.number))
+		}
+		r := info.status.Runs[i]
+		exit, err = tether.Exit{Code: r.ExitCode, Restarts: true}, nil
+		output = tether.LogOptions{Since: r.Started, Until: r.Finished}
+	}
+	if !output.Since.IsZero() && !a.fresh { // what it wrote before is not told from the rest
 		out, errOut := a.out.resume(), a.errOut.resume()
-		e := a.vm.diskLogs(ctx, tether.LogOptions{Since: info.Started}, func(l tether.LogEntry) error {
+		e := a.vm.diskLogs(ctx, output, func(l tether.LogEntry) error {
 			w := out
 			if l.Stream == tether.Stderr {
 				w = errOut

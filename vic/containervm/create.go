@@ -23,6 +23,7 @@ const (
 	keyOwner   = "vic.owner"
 	keyImage   = "vic.image"
 	keyCreated = "vic.created"
+	keyStopped = "vic.stopped"
 )
 
 // noStatus stands under tether.StatusKey until the guest writes its first:
@@ -100,6 +101,7 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		&types.OptionValue{Key: keyOwner, Value: s.Owner.ID},
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
 		&types.OptionValue{Key: keyCreated, Value: created},
+		&types.OptionValue{Key: keyStopped, Value: notStopped},
 	}
 	devices, err := s.devices()
 	if err != nil {
@@ -124,9 +126,9 @@ func (s *Spec) annotation(cfg *tether.Config) string {
 	return fmt.Sprintf("Container %s of VCH %s\nimage: %s\ncommand: %.200q\nid: %s", s.Name, s.Owner.Name, s.ImageName, cfg.Process.Args, s.ID)
 }
 
-// devices are the VM's: a paravirtual SCSI controller with the root disk, a
-// SATA CD with the boot ISO, vmxnet3 adapters, serial ports where they are asked
-// for. Nothing else is emulated.
+// devices are the VM's: a paravirtual SCSI controller with the root disk and
+// the volumes', a SATA CD with the boot ISO, vmxnet3 adapters, serial ports where
+// they are asked for. Nothing else is emulated.
 func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	const scsiKey, sataKey = -100, -200
 	list := object.VirtualDeviceList{
@@ -135,6 +137,7 @@ func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 		vsphere.SATAController(sataKey),
 		vsphere.CD(-201, sataKey, s.Owner.BootISO),
 	}
+	list = append(list, s.volumeDisks(scsiKey)...)
 	for i, n := range s.NICs {
 		list = append(list, vsphere.Adapter(int32(-300-i), n.MAC, vsphere.Port{Name: n.Network.Name, Key: n.PortGroupKey, Switch: n.SwitchUUID}))
 	}

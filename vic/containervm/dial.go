@@ -38,7 +38,7 @@ func (v *VM) Dial(ctx context.Context) (*tether.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.State != Running {
+	if !info.On() {
 		return nil, fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "it is %s, not running", info.State))
 	}
 	t, err := v.dial(ctx, info)

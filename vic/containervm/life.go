@@ -24,32 +24,52 @@ func (v *VM) task(ctx context.Context, op string, request func(context.Context) 
 }
 
 // Start powers the VM on. It returns when the VM is on, not when the process
-// runs. A container that runs already is vic.ErrState.
+// runs. A container that runs already is vic.ErrState; one of which a running
+// VM has a volume is vic.ErrInUse.
 func (v *VM) Start(ctx context.Context) error {
 	err := v.powerOn(ctx)
 	if err == nil {
 		v.starts.tell()
+	} else {
+		err = v.explainLock(ctx, err)
 	}
 	return fault.Wrap("start container", v.Ref(), err)
 }
 
 // Kill sends a signal to the main process, or, with SIGKILL or where the guest
 // cannot be reached, powers the VM off. An empty name is SIGKILL. A container
-// that does not run is vic.ErrState.
+// that does not run is vic.ErrState. Signals that mean that the container is to
+// stop (see tether.Container.Signal) end its restarting, too.
 func (v *VM) Kill(ctx context.Context, signal string) error {
 	const op = "kill container"
 	if signal == "" {
 		signal = "SIGKILL"
 	}
-	t, err := v.Dial(ctx)
+	info, err := v.Inspect(ctx)
 	if err != nil {
-		if signal == "SIGKILL" && errors.Is(err, vic.ErrUnavailable) {
+		return err
+	}
+	if !info.On() {
+		return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "it is %s, not running", info.State))
+	}
+	n, err := tether.SignalNumber(signal)
+	if err != nil {
+		return fault.Wrap(op, v.Ref(), fault.As(vic.ErrInvalid, err))
+	}
+	if info.stop.IsMeantBy(n) {
+		if err := v.noteStop(ctx, info); err != nil {
+			return fault.Wrap(op, v.Ref(), err)
+		}
+	}
+	t, err := v.dial(ctx, info)
+	if err != nil {
+		if n == 9 && errors.Is(err, vic.ErrUnavailable) {
 			return v.powerOff(ctx, op)
 		}
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	defer t.Close()
-	return fault.Wrap(op, v.Ref(), t.Signal(ctx, signal))
+	return fault.Wrap(op, v.Ref(), guestError(t.Signal(ctx, signal)))
 }
 
 // StopOptions say how to stop; the zero value uses the container's own signal
@@ -65,24 +85,41 @@ type StopOptions struct {
 const slack = 10 * time.Second
 
 // Stop asks the main process to end, kills it after the grace, and returns
-// when the VM is off. A guest that cannot be reached, or does not power off in
-// time, is powered off. A container that does not run is no error.
+// when the VM is off. The guest does not start the process again. A guest that
+// cannot be reached, or does not power off in time, is powered off. A container
+// that does not run is no error.
 func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	const op = "stop container"
-	if o == nil {
-		o = &StopOptions{}
-	}
 	info, err := v.Inspect(ctx)
 	if err != nil {
 		return err
 	}
-	if info.State != Running {
+	if !info.On() {
 		return nil
+	}
+	if err := v.noteStop(ctx, info); err != nil {
+		return fault.Wrap(op, v.Ref(), err)
+	}
+	end, err := v.stop(ctx, op, info, o)
+	if err == nil && end.status.Boot != info.status.Boot {
+		err = fault.Wrap(op, v.Ref(), v.noteStop(ctx, end)) // It was just booting.
+	}
+	return err
+}
+
+// stop is Stop without a note of it, of a VM that may be off. It returns what
+// was known at the end.
+func (v *VM) stop(ctx context.Context, op string, info Info, o *StopOptions) (Info, error) {
+	if !info.On() {
+		return info, nil
+	}
+	if o == nil {
+		o = &StopOptions{}
 	}
 	grace := time.Duration(-1) // the guest's own
 	bound := 10 * time.Second
-	if cfg, err := tether.ParseConfig([]byte(info.config)); err == nil && cfg.Stop.Grace > 0 {
-		bound = cfg.Stop.Grace
+	if info.stop.Grace > 0 {
+		bound = info.stop.Grace
 	}
 	if o.Grace != nil {
 		grace, bound = max(0, *o.Grace), max(0, *o.Grace)
@@ -95,22 +132,23 @@ func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 		t.Close()
 	}
 	if err == nil || errors.Is(err, tether.ErrNotRunning) {
-		if _, err = v.Wait(wctx); err == nil {
-			return nil
+		var end Info
+		if end, err = v.Wait(wctx); err == nil {
+			return end, nil
 		}
 	}
 	if ctx.Err() != nil {
-		return fault.Wrap(op, v.Ref(), err)
+		return info, fault.Wrap(op, v.Ref(), err)
 	}
 	v.c.Logger().Warn("the guest does not stop by itself; powering it off", "container", v.name, "reason", err)
-	return v.powerOff(ctx, op)
+	return info, v.powerOff(ctx, op)
 }
 
 func (v *VM) powerOff(ctx context.Context, op string) error {
 	err := v.task(ctx, op, v.object().PowerOff)
 	if errors.Is(err, vic.ErrState) {
 		info, e := v.Inspect(ctx)
-		if e == nil && info.State != Running {
+		if e == nil && !info.On() {
 			return nil
 		}
 	}

@@ -27,7 +27,7 @@ func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEnt
 	if err != nil {
 		return err
 	}
-	if info.State != Running {
+	if !info.On() {
 		if info.State == Created {
 			return nil
 		}

@@ -40,6 +40,9 @@ const (
 	Created State = "created"
 	// Running: powered on.
 	Running State = "running"
+	// Restarting: powered on; the process has ended, and the guest starts it
+	// again at NextStart.
+	Restarting State = "restarting"
 	// Exited: powered off after it ran.
 	Exited State = "exited"
 	// Suspended by an administrator.
@@ -54,17 +57,34 @@ type Info struct {
 	Name  string
 	Image string
 	// Args is the command line of the main process.
-	Args    []string
-	TTY     bool
+	Args []string
+	TTY  bool
+	// Mounts beside the root.
+	Mounts  []tether.Mount
 	Created time.Time
 	State   State
-	// Started and Finished are zero where that has not happened.
+	// Paused tells that the processes of a container that is Running are frozen.
+	Paused bool
+	// Started is when the process was started last, and Finished when it ended
+	// last; zero where that has not happened since the VM was started.
 	Started, Finished time.Time
-	// ExitCode counts where State is Exited and Known is true: the VM of a
-	// container that was powered off from outside ended without one.
+	// ExitCode of the last run that ended. Where State is Exited it counts if
+	// Known is true: the VM of a container that was powered off from outside
+	// ended without one.
 	ExitCode  int
 	Known     bool
 	OOMKilled bool
+	// OOMKills counts the container's processes that the guest's kernel has ended
+	// for want of memory since the VM was started.
+	OOMKills int
+	// Restart is the policy, Restarts how often the guest has followed it since
+	// the VM was started, and NextStart when it will, where State is Restarting.
+	Restart   tether.Restart
+	Restarts  int
+	NextStart time.Time
+	// Stopped tells that the container was stopped by Stop or Kill and not
+	// started since. It is kept only where the policy asks for it.
+	Stopped bool
 	// Error is why the process could not be started.
 	Error string
 	// IPs are the guest's addresses.
@@ -74,6 +94,7 @@ type Info struct {
 	Timeline []tether.Stage
 
 	status tether.Status
+	stop   tether.Stop
 	config string // tether.ConfigKey's document, as it was written at creation
 	reach  reach
 }
@@ -198,9 +219,11 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 		info.config = doc
 		var cfg tether.Config
 		if json.Unmarshal([]byte(doc), &cfg) == nil {
-			info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
+			info.Args, info.TTY, info.Mounts = cfg.Process.Args, cfg.Process.TTY, cfg.Mounts
+			info.Restart, info.stop = cfg.Restart, cfg.Stop
 		}
 	}
+	info.Stopped = info.status.Boot != "" && opt[keyStopped] == info.status.Boot
 	if m.Guest != nil && m.Guest.IpAddress != "" {
 		info.IPs = []string{m.Guest.IpAddress}
 	}
@@ -220,11 +243,18 @@ func parseStatus(s string) tether.Status {
 func (i *Info) judge(power types.VirtualMachinePowerState) {
 	st := i.status
 	i.Started, i.Error, i.OOMKilled, i.Timeline = st.Started, st.Error, st.OOMKilled, st.Timeline
+	i.Finished, i.ExitCode, i.Restarts, i.OOMKills = st.Finished, st.ExitCode, st.Restarts, st.OOMKills
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:
-		i.State, i.Error, i.OOMKilled = Running, "", false
-		if st.State != tether.Running {
-			i.Started = time.Time{}
+		i.State = Running
+		switch st.State {
+		case tether.Running:
+			i.Error, i.OOMKilled, i.Paused = "", false, st.Paused
+		case tether.Restarting:
+			i.State, i.NextStart = Restarting, st.NextStart
+		default:
+			// Of a former boot, perhaps.
+			i.Error, i.OOMKilled, i.Started = "", false, time.Time{}
 		}
 		return
 	case types.VirtualMachinePowerStateSuspended:
@@ -236,9 +266,10 @@ func (i *Info) judge(power types.VirtualMachinePowerState) {
 	case "":
 		i.State = Created
 	case tether.Exited, tether.Failed:
-		i.State, i.Known, i.ExitCode, i.Finished = Exited, true, st.ExitCode, st.Finished
+		i.State, i.Known = Exited, true
 	default:
-		i.State = Exited
+		// Cut off while it ran, or before it ran again.
+		i.State, i.ExitCode, i.Finished = Exited, 0, time.Time{}
 	}
 }
 

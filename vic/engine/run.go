@@ -20,11 +20,15 @@ type RunSpec struct {
 	// Container holds what the container is to be. Owner, Root, Image and
 	// ImageName are filled in by the engine; an empty Name is drawn.
 	Container containervm.Spec
+	// Volumes by their names, beside Container.Mounts and those that the image
+	// wants at targets where nothing else is mounted.
+	Volumes []VolumeMount
 	// Streams of the main process; not used where Detach is set.
 	Streams tether.Streams
 	// Detach returns when the VM is on.
 	Detach bool
-	// Remove deletes the container after its end; it excludes Detach.
+	// Remove deletes the container after its end, and its anonymous volumes; it
+	// excludes Detach.
 	Remove bool
 	// Progress, or nil.
 	Progress func(vic.Event)
@@ -63,6 +67,24 @@ func (e *Engine) Create(ctx context.Context, s RunSpec) (*containervm.VM, error)
 }
 
 func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
+	if id := s.Container.ID; id != "" {
+		// Volumes are not made again for a container that is there.
+		if vm, err := containervm.Open(ctx, e.c, e.host.Owner(), id); err == nil || !errors.Is(err, vic.ErrNotFound) {
+			return vm, err
+		}
+	}
+	mounts, made, err := e.mounts(ctx, s, img)
+	if err == nil {
+		s.Container.Mounts = mounts
+		var vm *containervm.VM
+		if vm, err = e.createVM(ctx, s, img); err == nil {
+			return vm, nil
+		}
+	}
+	return nil, e.undoVolumes(ctx, made, err)
+}
+
+func (e *Engine) createVM(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
 	c := s.Container
 	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
 	if !s.Detach {
@@ -84,11 +106,16 @@ func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (
 // where asked to, removes it. A process that ends with a non-zero code, or that
 // could not be started in the guest (Exit.Error, code 125 to 127), is no error.
 //
+// With a restart policy that means the process's first end.
+//
 // Where ctx ends while the process runs, the container goes on, unless Remove
 // is set: then it is killed and deleted.
 func (e *Engine) Run(ctx context.Context, s RunSpec) (*containervm.VM, tether.Exit, error) {
 	if s.Detach && s.Remove {
 		return nil, tether.Exit{}, invalid("Detach and Remove exclude each other: nobody would be there to remove the container")
+	}
+	if p := s.Container.Restart.Policy; s.Remove && p != "" && p != tether.RestartNo {
+		return nil, tether.Exit{}, invalid("Remove and a restart policy exclude each other")
 	}
 	vm, err := e.Create(ctx, s)
 	if err != nil {
@@ -98,7 +125,7 @@ func (e *Engine) Run(ctx context.Context, s RunSpec) (*containervm.VM, tether.Ex
 	if s.Remove {
 		dctx, cancel := vsphere.Detached(ctx)
 		defer cancel()
-		if e := vm.Delete(dctx, true); e != nil {
+		if e := e.Remove(dctx, vm, &RemoveOptions{Force: true, Volumes: true}); e != nil {
 			err = errors.Join(err, e)
 		}
 	}
@@ -130,7 +157,7 @@ func (e *Engine) run(ctx context.Context, vm *containervm.VM, s RunSpec) (tether
 		return tether.Exit{}, context.Cause(ctx)
 	}
 	exit, err := att.Wait()
-	if err != nil {
+	if err != nil || exit.Restarts {
 		return exit, err
 	}
 	// The guest powers off by itself; a caller finds the container stopped.

@@ -88,8 +88,8 @@ func parseSerial(b *types.VirtualSerialPortURIBackingInfo) (serialLine, error) {
 	return s, nil
 }
 
-// plugged tells whether a serial port's line leads anywhere from power-on on.
-func plugged(p *types.VirtualSerialPort) bool {
+// leads tells whether a serial port's line leads anywhere from power-on on.
+func leads(p *types.VirtualSerialPort) bool {
 	return p.Connectable == nil || p.Connectable.StartConnected
 }
 
@@ -120,7 +120,7 @@ func (l *Lab) DialHost(ctx context.Context, address string) (net.Conn, error) {
 		}
 		for _, d := range s.config.Hardware.Device {
 			p, ok := d.(*types.VirtualSerialPort)
-			if !ok || !plugged(p) {
+			if !ok || !leads(p) {
 				continue
 			}
 			b, ok := p.Backing.(*types.VirtualSerialPortURIBackingInfo)

@@ -26,6 +26,13 @@ type AttachOptions struct {
 	// comes, with nothing missing and nothing twice. Without it the output
 	// starts with the attachment.
 	Replay bool
+	// Run is the run of the process in this boot whose streams are attached,
+	// from 1; zero is the present one, or the next where the process is about
+	// to be started again. A run that has ended can be attached to while the
+	// guest remembers it.
+	Run int
+	// Skip leaves out so many bytes of standard output and error of a Replay.
+	Skip [2]int64
 }
 
 // ErrDetached is what Wait tells after Detach.
@@ -33,7 +40,10 @@ var ErrDetached = errors.New("detached")
 
 // An Attachment carries a process's streams until its end or Detach.
 type Attachment struct {
+	op       string
 	ch       ssh.Channel
+	run      int
+	from     [2]int64
 	detached chan struct{}
 	once     sync.Once
 	done     chan struct{}
@@ -41,22 +51,27 @@ type Attachment struct {
 	err      error
 }
 
-// Attach connects to the main process, also before it has started and, while
+// Attach connects to a run of the main process, also before it has started and, while
 // the guest lingers, after its end. ctx bounds the connecting only. Output is
 // written by two goroutines, one to Stdout and one to Stderr; an error of
 // either ends the attachment. Stdin is read until its end, which closes the
 // process's standard input, or until an error, which leaves it open; a read
 // that waits at the attachment's end is not waited for.
 func (c *Client) Attach(ctx context.Context, o AttachOptions) (*Attachment, error) {
-	ch, requests, err := c.open(ctx, channelAttach, attachRequest{Replay: o.Replay, Stdin: o.Stdin != nil})
+	return c.attach(ctx, channelAttach, attachRequest{Replay: o.Replay, Stdin: o.Stdin != nil, Run: o.Run, Skip: o.Skip}, "attach", o.Streams)
+}
+
+// attach opens a channel that carries a process's streams.
+func (c *Client) attach(ctx context.Context, kind string, request any, op string, s Streams) (*Attachment, error) {
+	ch, requests, err := c.open(ctx, kind, request)
 	if err != nil {
-		return nil, fmt.Errorf("tether: attach: %w", err)
+		return nil, fmt.Errorf("tether: %s: %w", op, err)
 	}
-	a := &Attachment{ch: ch, detached: make(chan struct{}), done: make(chan struct{})}
-	go a.run(o.Streams, requests)
-	if o.Stdin != nil {
+	a := &Attachment{op: op, ch: ch, detached: make(chan struct{}), done: make(chan struct{})}
+	go a.carry(s, requests)
+	if s.Stdin != nil {
 		go func() {
-			if _, err := io.Copy(ch, o.Stdin); err == nil {
+			if _, err := io.Copy(ch, s.Stdin); err == nil {
 				_ = a.CloseStdin()
 			}
 		}()
@@ -64,7 +79,7 @@ func (c *Client) Attach(ctx context.Context, o AttachOptions) (*Attachment, erro
 	return a, nil
 }
 
-func (a *Attachment) run(s Streams, requests <-chan *ssh.Request) {
+func (a *Attachment) carry(s Streams, requests <-chan *ssh.Request) {
 	defer close(a.done)
 	var (
 		wg     sync.WaitGroup
@@ -96,9 +111,9 @@ func (a *Attachment) run(s Streams, requests <-chan *ssh.Request) {
 	}
 	switch {
 	case failed != nil:
-		a.err = fmt.Errorf("tether: attach: %w", failed)
+		a.err = fmt.Errorf("tether: %s: %w", a.op, failed)
 	case ended != nil:
-		a.err = fmt.Errorf("tether: attach: %w", ended)
+		a.err = fmt.Errorf("tether: %s: %w", a.op, ended)
 	}
 }
 
@@ -109,6 +124,12 @@ func (a *Attachment) requests(requests <-chan *ssh.Request) (Exit, error) {
 		err  = fmt.Errorf("the guest went without telling the process's end: %w", io.ErrUnexpectedEOF)
 	)
 	for r := range requests {
+		if r.Type == requestRun {
+			var doc attachedRun
+			if decode("run", r.Payload, &doc) == nil {
+				a.run, a.from = doc.Run, doc.From
+			}
+		}
 		if r.Type == requestExit {
 			var doc struct {
 				Exit  *Exit        `json:"exit"`
@@ -140,6 +161,21 @@ func (a *Attachment) Wait() (Exit, error) {
 	return a.exit, a.err
 }
 
+// Run is the number of the run that the attachment was to, known after Wait;
+// zero where the guest had not told it.
+func (a *Attachment) Run() int {
+	<-a.done
+	return a.run
+}
+
+// From is how many bytes of its standard output and error the run had written
+// before those that the attachment carried, known after Wait. It is the guest's
+// word; no attachment was made where Run is zero.
+func (a *Attachment) From() [2]int64 {
+	<-a.done
+	return a.from
+}
+
 // Done is closed when Wait would not wait.
 func (a *Attachment) Done() <-chan struct{} { return a.done }
 
@@ -164,6 +200,18 @@ func (a *Attachment) Resize(rows, columns uint16) error {
 		ssh.Marshal(windowChange{Columns: uint32(columns), Rows: uint32(rows)}))
 	if err != nil {
 		return fmt.Errorf("tether: resize: %w", err)
+	}
+	return nil
+}
+
+// Signal sends a signal by name, such as SIGINT, to the process that the
+// attachment is of. It does not wait for the guest.
+func (a *Attachment) Signal(name string) error {
+	if _, err := SignalNumber(name); err != nil {
+		return fmt.Errorf("tether: signal: %w", err)
+	}
+	if _, err := a.ch.SendRequest("signal", false, ssh.Marshal(signalName{name})); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("tether: signal: %w", err)
 	}
 	return nil
 }

@@ -39,6 +39,8 @@ type Config struct {
 	Process Process `json:"process"`
 	// Hostname of the container.
 	Hostname string `json:"hostname"`
+	// Settings of the container's processes.
+	Settings Settings `json:"settings,omitzero"`
 	// NICs in the order eth0, eth1, …
 	NICs []NIC `json:"nics,omitempty"`
 	// Serial is the serial port, 2 to 4 for COM2 to COM4, on which the tether
@@ -48,8 +50,17 @@ type Config struct {
 	// DHCP brings.
 	DNS    []netip.Addr `json:"dns,omitempty"`
 	Search []string     `json:"search,omitempty"`
+	// Mounts beside the root and what every container has.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// ShmBytes is the size of /dev/shm; 0 is 64 MiB.
+	ShmBytes int64 `json:"shmBytes,omitempty"`
+	// ReadOnlyRoot lets nobody write to the root. Mounts, /dev, and the files in
+	// /etc that the tether keeps are what they are without it.
+	ReadOnlyRoot bool `json:"readOnlyRoot,omitempty"`
 	// Stop says how to end the process.
 	Stop Stop `json:"stop"`
+	// Restart says when the guest starts the process again by itself.
+	Restart Restart `json:"restart,omitzero"`
 	// AwaitAttach makes the guest stay, for at most this long after the
 	// process ended, until a controller that attached has taken the rest of
 	// the output, so that the end of a short process's output need not be read
@@ -111,7 +122,7 @@ type Process struct {
 
 // Stop says how the main process is asked to end.
 type Stop struct {
-	// Signal by name, such as SIGTERM, which is also what empty means.
+	// Signal by name; empty means SIGTERM (see also IsMeantBy).
 	Signal string `json:"signal,omitempty"`
 	// Grace is the time between Signal and SIGKILL where a caller gives none.
 	// Zero means ten seconds.
@@ -139,6 +150,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("hostname: longer than 64 bytes")
 	case c.Stop.Grace < 0:
 		return fmt.Errorf("stop.grace: negative")
+	case c.Restart.validate() != nil:
+		return c.Restart.validate()
 	case c.AwaitAttach < 0 || c.AwaitAttach > time.Minute:
 		return fmt.Errorf("awaitAttach: not between 0 and one minute")
 	}
@@ -151,6 +164,12 @@ func (c *Config) Validate() error {
 		if k, _, ok := strings.Cut(s, "="); !ok || k == "" || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("process.env[%d]: %.40q is not KEY=value", i, s)
 		}
+	}
+	if err := c.validateMounts(); err != nil {
+		return err
+	}
+	if err := c.Settings.validate(); err != nil {
+		return fmt.Errorf("settings.%w", err)
 	}
 	return c.validateNICs()
 }

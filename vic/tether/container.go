@@ -22,22 +22,35 @@ type Main interface {
 	Stdin() io.WriteCloser
 }
 
-// A Container is the guest's record of its main process. The guest's own code
-// calls Started, Finished and Reached; a Server serves what they tell. Methods
-// may be called by several goroutines.
+// A Container is the guest's record of its main process, which may run several
+// times in a boot. The guest's own code calls Run (or Started, Ended and
+// Finished), and Reached; a Server serves what they tell. Methods may be called
+// by several goroutines.
 type Container struct {
-	config Config
+	config  Config
+	pausing sync.Mutex // held while freezing and thawing; taken before mu
 
 	mu       sync.Mutex
+	freezer  Freezer // of a container that is paused
 	status   Status
 	exit     Exit
-	process  Main
+	run      *run         // that goes on or is to come
+	past     map[int]Exit // of the last runs
 	stages   []Stage
-	started  chan struct{} // closed by Started or, at the latest, Finished
 	finished chan struct{}
+	stopped  chan struct{} // closed when the process is not to be started again
+	stopOnce sync.Once
 	stopping *time.Timer
-	asked    stopParams // a stop asked for before the process started
-	wanted   bool
+	asked    *stopParams // a stop asked for while no process ran
+}
+
+// A run is one run of the main process and its standard input.
+type run struct {
+	number  int
+	process Main
+	exit    Exit
+	started chan struct{} // closed by Started or, at the latest, with ended
+	ended   chan struct{}
 
 	input     chan []byte // to the process's standard input
 	endInput  func()      // closes inputEnd
@@ -45,21 +58,30 @@ type Container struct {
 	inputGone chan struct{} // closed when the process takes no more
 }
 
+func newRun(number int) *run {
+	inputEnd := make(chan struct{})
+	return &run{
+		number: number, started: make(chan struct{}), ended: make(chan struct{}),
+		input: make(chan []byte), inputEnd: inputEnd, inputGone: make(chan struct{}),
+		endInput: sync.OnceFunc(func() { close(inputEnd) }),
+	}
+}
+
+// pastRuns is how many runs are remembered whose output can still be attached to,
+// statusRuns how many of them the status tells.
+const (
+	pastRuns   = 16
+	statusRuns = 8
+)
+
 // NewContainer makes the record of a container that has not started. boot is
 // Status.Boot.
 func NewContainer(c Config, boot string) *Container {
-	inputEnd := make(chan struct{})
 	return &Container{
 		config: c,
 		status: Status{Version: 1, Boot: boot, State: Starting},
-
-		started:  make(chan struct{}),
-		finished: make(chan struct{}),
-
-		input:     make(chan []byte),
-		endInput:  sync.OnceFunc(func() { close(inputEnd) }),
-		inputEnd:  inputEnd,
-		inputGone: make(chan struct{}),
+		run:    newRun(1), past: make(map[int]Exit),
+		finished: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
@@ -85,57 +107,106 @@ func (c *Container) Reached(hostKey string, addresses []string) {
 	c.status.HostKey, c.status.Addresses = hostKey, addresses
 }
 
+// OOMKills sets how many of the container's processes the kernel has ended for
+// want of memory.
+func (c *Container) OOMKills(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.OOMKills = n
+}
+
 // Status returns the present status.
 func (c *Container) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
 	s.Addresses = append([]string(nil), s.Addresses...)
+	s.Runs = append([]Run(nil), s.Runs...)
 	if s.State != Starting {
 		s.Timeline = append([]Stage(nil), c.stages...)
 	}
 	return s
 }
 
-// Started tells that the process runs. Once.
+// Started tells that the process runs: for the first time, or again after
+// Ended.
 func (c *Container) Started(p Main, at time.Time) {
 	c.mu.Lock()
-	c.process = p
-	c.status.State, c.status.Started = Running, at
-	wanted, asked := c.wanted, c.asked
+	r := c.run
+	r.process = p
+	c.status.State, c.status.Started, c.status.NextStart = Running, at, time.Time{}
+	asked := c.asked
 	var stdin io.WriteCloser
 	if c.config.Process.OpenStdin {
 		stdin = p.Stdin()
 	}
-	go c.feed(stdin)
-	close(c.started)
+	go r.feed(stdin)
+	close(r.started)
 	c.mu.Unlock()
-	if wanted {
+	if asked != nil {
 		_ = c.Stop(asked.Signal, asked.Grace) // The process may have ended already.
 	}
 }
 
-// Finished tells that the process has ended and all of its output is
-// recorded, or that it could not be started (Exit.Error). Once.
-func (c *Container) Finished(e Exit, at time.Time) {
+// Ended tells that the process has ended, that all of its output is recorded,
+// and that it is to be started again after a time.
+func (c *Container) Ended(e Exit, at time.Time, wait time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.exit = e
-	if c.process == nil {
-		close(c.started)
-		c.status.State = Failed
-	} else {
-		c.status.State = Exited
+	e.Restarts = true
+	c.ended(e, c.status.Started, at)
+	c.status.State, c.status.NextStart = Restarting, at.Add(wait)
+	c.status.Restarts++
+	c.run = newRun(c.run.number + 1)
+}
+
+// ended closes the present run. The container is locked.
+func (c *Container) ended(e Exit, started, at time.Time) {
+	r, s := c.run, &c.status
+	s.Finished, s.ExitCode, s.Error, s.OOMKilled = at, e.Code, e.Error, e.OOMKilled
+	if e.Restarts || r.number > 1 {
+		s.Runs = append(s.Runs, Run{r.number, started, at, e.Code})
+		s.Runs = s.Runs[max(0, len(s.Runs)-statusRuns):]
 	}
-	c.process = nil
-	c.status.Finished, c.status.ExitCode, c.status.Error, c.status.OOMKilled = at, e.Code, e.Error, e.OOMKilled
+	c.past[r.number] = e
+	delete(c.past, r.number-pastRuns)
+	r.process, r.exit = nil, e
+	c.freezer, s.Paused = nil, false
 	if c.stopping != nil {
 		c.stopping.Stop()
 	}
+	close(r.ended)
+}
+
+// Finished tells that the process has ended for good and all of its output is
+// recorded, or that it could not be started (Exit.Error). A process that was to
+// be started again, and is not, has ended already. Once.
+func (c *Container) Finished(e Exit, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ran := c.run.process != nil
+	if !ran {
+		close(c.run.started)
+	}
+	switch {
+	case ran:
+		c.ended(e, c.status.Started, at)
+	case e.Error != "":
+		c.ended(e, at, at)
+	default:
+		c.run.exit = e
+		close(c.run.ended)
+	}
+	c.status.State, c.status.NextStart = Exited, time.Time{}
+	if e.Error != "" {
+		c.status.State = Failed
+	}
+	c.exit = e
 	close(c.finished)
 }
 
-// Wait waits for the end. The error is ctx's.
+// Wait waits for the end, after which the process is not started again. The
+// error is ctx's.
 func (c *Container) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-ctx.Done():
@@ -147,27 +218,81 @@ func (c *Container) Wait(ctx context.Context) (Exit, error) {
 	return c.exit, nil
 }
 
+// runOf returns a run by its number, or the present one for zero.
+func (c *Container) runOf(number int) (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if number == 0 || number == c.run.number {
+		return c.run, nil
+	}
+	e, ok := c.past[number]
+	if !ok {
+		return nil, fmt.Errorf("%w: the output of run %d; run %d goes on", ErrInvalid, number, c.run.number)
+	}
+	r := newRun(number)
+	r.exit = e
+	close(r.started)
+	close(r.ended)
+	return r, nil
+}
+
+// end waits for the run's end. The error is ctx's.
+func (r *run) end(ctx context.Context) (Exit, error) {
+	select {
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	case <-r.ended:
+		return r.exit, nil
+	}
+}
+
 func (c *Container) running() (Main, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.process == nil {
+	if c.run.process == nil {
 		return nil, fmt.Errorf("%w (it is %s)", ErrNotRunning, c.status.State)
 	}
-	return c.process, nil
+	return c.run.process, nil
 }
 
-// Signal sends a signal by name.
+// Signal sends a signal by name. SIGKILL and the signal of Config.Stop end the
+// restarting, too, and so does any signal where the configuration names none:
+// that is what Docker takes for the user's wish to stop.
 func (c *Container) Signal(name string) error {
 	n, err := SignalNumber(name)
 	if err != nil {
 		return err
 	}
-	p, err := c.running()
-	if err != nil {
+	c.mu.Lock()
+	p, state := c.run.process, c.status.State
+	c.mu.Unlock()
+	if c.config.Stop.IsMeantBy(n) && (p != nil || state == Restarting) {
+		c.endRestarts()
+		if p == nil {
+			return nil // It waits to be started again, and is not now.
+		}
+	}
+	if p == nil {
+		return fmt.Errorf("%w (it is %s)", ErrNotRunning, state)
+	}
+	if err := p.Signal(n); err != nil {
 		return err
 	}
-	return p.Signal(n)
+	// As docker kill does: a paused container could not act on the signal.
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
+
+// IsMeantBy tells whether a signal to the main process means that it is to stop
+// for good.
+func (s Stop) IsMeantBy(number int) bool {
+	own, err := SignalNumber(s.Signal)
+	return number == 9 || s.Signal == "" || err == nil && number == own
+}
+
+// endRestarts keeps the process from being started again.
+func (c *Container) endRestarts() { c.stopOnce.Do(func() { close(c.stopped) }) }
 
 // Resize changes the size of the process's terminal.
 func (c *Container) Resize(rows, columns uint16) error {
@@ -184,10 +309,10 @@ func (c *Container) Resize(rows, columns uint16) error {
 	return p.Resize(rows, columns)
 }
 
-// Stop asks the process to end and kills it after grace. An empty signal and a
-// negative grace stand for those of the configuration. It does not wait.
-// Asking again can only bring the kill forward. A process that has not started
-// yet is stopped as soon as it has.
+// Stop asks the process to end, kills it after grace, and has it not started
+// again. An empty signal and a negative grace stand for those of the
+// configuration. It does not wait. Asking again can only bring the kill
+// forward. A process that has not started yet is stopped as soon as it has.
 func (c *Container) Stop(signal string, grace time.Duration) error {
 	if signal == "" {
 		signal = c.config.Stop.Signal
@@ -205,14 +330,12 @@ func (c *Container) Stop(signal string, grace time.Duration) error {
 	if err != nil {
 		return err
 	}
+	c.endRestarts()
 	c.mu.Lock()
-	if c.status.State == Starting {
-		c.wanted, c.asked = true, stopParams{signal, grace}
-		c.mu.Unlock()
-		return nil
-	}
-	p := c.process
+	p := c.run.process
 	if p == nil {
+		// One that is just being started gets it when it has.
+		c.asked = &stopParams{signal, grace}
 		c.mu.Unlock()
 		return nil
 	}
@@ -224,25 +347,27 @@ func (c *Container) Stop(signal string, grace time.Duration) error {
 	if err := p.Signal(n); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
-	return nil
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
 
 // feed writes attachers' input to the process. What one attacher has handed
 // over is written even where it goes, and one that waits does not hold up the
 // others' going.
-func (c *Container) feed(w io.WriteCloser) {
-	defer close(c.inputGone)
+func (r *run) feed(w io.WriteCloser) {
+	defer close(r.inputGone)
 	if w == nil {
 		return
 	}
 	defer w.Close()
 	for {
 		select {
-		case <-c.finished:
+		case <-r.ended:
 			return
-		case <-c.inputEnd:
+		case <-r.inputEnd:
 			return
-		case p := <-c.input:
+		case p := <-r.input:
 			if _, err := w.Write(p); err != nil {
 				return
 			}
@@ -252,35 +377,35 @@ func (c *Container) feed(w io.WriteCloser) {
 
 // stdin carries one attacher's input to the process, once that has started.
 // An end of file closes the process's standard input; an attacher that just
-// goes does so with StdinOnce only; meant tells, after an io.EOF, which of the
-// two it was. It returns when the process takes no more, too.
-func (c *Container) stdin(ctx context.Context, r io.Reader, meant func() bool) {
+// goes does so where once is set only; meant tells, after an io.EOF, which of
+// the two it was. It returns when the process takes no more, too.
+func (r *run) stdin(ctx context.Context, in io.Reader, once bool, meant func() bool) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-c.finished:
+	case <-r.ended:
 		return
-	case <-c.started:
+	case <-r.started:
 	}
 	for {
 		p := make([]byte, 32<<10)
-		n, err := r.Read(p)
+		n, err := in.Read(p)
 		if n > 0 {
 			select {
 			case <-ctx.Done():
 				err = ctx.Err()
-			case <-c.finished:
+			case <-r.ended:
 				return
-			case <-c.inputGone:
+			case <-r.inputGone:
 				return
-			case c.input <- p[:n]:
+			case r.input <- p[:n]:
 			}
 		}
 		if err == nil {
 			continue
 		}
-		if (err == io.EOF && meant()) || c.config.Process.StdinOnce {
-			c.endInput()
+		if (err == io.EOF && meant()) || once {
+			r.endInput()
 		}
 		return
 	}

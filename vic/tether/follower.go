@@ -12,10 +12,11 @@ import (
 // would have read on from, could not be written.
 var errOutputLost = errors.New("output lost: the attacher fell behind and the log could not be written")
 
-// A follower reads a Recorder's output: from memory while it keeps up, and
-// from the log file where it does not.
+// A follower reads the output of one run of a Recorder: from memory while it
+// keeps up, and from the log file where it does not.
 type follower struct {
 	r     *Recorder
+	run   *bounds
 	wake  chan struct{}
 	seq   int64    // number of the next chunk
 	pos   [3]int64 // next byte of each stream
@@ -25,16 +26,42 @@ type follower struct {
 	held  LogEntry // read from log, of another stream than what was asked for
 }
 
-// follow starts at the process's first byte or at the present.
-func (r *Recorder) follow(replay bool) *follower {
+// follow starts at a run's byte of each stream, or at the present.
+func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, error) {
 	f := &follower{r: r, wake: r.watch()}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !replay {
-		f.pos = r.off
-		f.seq = r.first + int64(len(r.ring))
+	i := number - r.firstRun
+	ok := i >= 0 && i < len(r.runs)
+	if ok {
+		f.run = r.runs[i]
+		f.pos, f.seq = r.off, r.first+int64(len(r.ring))
+		if f.run.ended {
+			f.pos = f.run.end
+		}
+		if replay {
+			f.seq = r.first
+			for s, off := range f.pos {
+				f.pos[s] = f.run.start[s] + skip[s]
+				ok = ok && skip[s] >= 0 && f.pos[s] <= off
+			}
+		}
 	}
-	return f
+	r.mu.Unlock()
+	if !ok {
+		f.close()
+		return nil, fmt.Errorf("%w: output of run %d from %d", ErrInvalid, number, skip)
+	}
+	return f, nil
+}
+
+// done tells that the follower has read all of its run. The recorder is locked.
+func (f *follower) done() bool {
+	return f.run.ended && f.pos[Stdout] >= f.run.end[Stdout] && f.pos[Stderr] >= f.run.end[Stderr]
+}
+
+// from tells where it is in its run's standard output and error.
+func (f *follower) from() [2]int64 {
+	return [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
 }
 
 func (f *follower) close() { f.r.unwatch(f.wake) }
@@ -69,6 +96,9 @@ func (f *follower) fromMemory() (s Stream, p []byte, wait bool, err error) {
 	r := f.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if f.done() {
+		return 0, nil, false, io.EOF
+	}
 	if f.seq < r.first {
 		if !f.rejoin() {
 			return 0, nil, false, f.openLog()
@@ -83,7 +113,7 @@ func (f *follower) fromMemory() (s Stream, p []byte, wait bool, err error) {
 		}
 		p := c.data[f.pos[c.stream]-c.off:]
 		f.pos[c.stream] = end
-		return c.stream, p, false, nil
+		return c.stream, p, false, nil // No piece has the output of two runs.
 	}
 	if r.closed {
 		return 0, nil, false, io.EOF
@@ -148,6 +178,13 @@ func (f *follower) fromLog() (Stream, []byte, error) {
 	f.held = LogEntry{}
 	for len(p) < maxEntry {
 		var e LogEntry
+		f.r.mu.Lock()
+		done := f.done()
+		f.r.mu.Unlock()
+		if done {
+			err = io.EOF
+			break
+		}
 		if e, err = f.entry(); err != nil {
 			break
 		}
@@ -200,7 +237,7 @@ func (f *follower) endOfLog() error {
 		return errOutputLost // The file was changed under the recorder.
 	}
 	f.log = nil
-	if f.rejoin() {
+	if f.done() || f.rejoin() {
 		return nil
 	}
 	if f.limit < r.size && f.gapAt(f.limit) {
@@ -218,7 +255,8 @@ func (f *follower) gapAt(file int64) bool {
 	return false
 }
 
-// A logTail hands out the log file's bytes as it grows.
+// A logTail hands out the log file's bytes as it grows, once they are on the
+// disk: what a reader has seen is there after a power-off, too.
 type logTail struct {
 	done <-chan struct{} // ends a wait
 	r    *Recorder
@@ -230,26 +268,35 @@ type logTail struct {
 // tail reads the file from off, to its present end or on.
 func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
 	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
+	r.mu.Lock()
+	r.tails++
+	r.mu.Unlock()
 	if !on {
-		t.end = r.fileSize()
+		t.end = r.onDisk()
 	}
 	return t
 }
 
-func (r *Recorder) fileSize() int64 {
+// onDisk is the size of the file as it is on the disk.
+func (r *Recorder) onDisk() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.size
+	return r.synced
 }
 
-func (t *logTail) close() { t.r.unwatch(t.wake) }
+func (t *logTail) close() {
+	t.r.unwatch(t.wake)
+	t.r.mu.Lock()
+	t.r.tails--
+	t.r.mu.Unlock()
+}
 
 // Read waits for more where the file has no more, until the recorder's end.
 func (t *logTail) Read(p []byte) (int, error) {
 	for {
 		t.r.mu.Lock()
 		// The last bytes are in the file once nothing is left to encode.
-		size, closed := t.r.size, t.r.closed && t.r.flushed == t.r.off
+		size, closed := t.r.synced, t.r.closed && t.r.flushed == t.r.off && t.r.synced == t.r.size
 		t.r.mu.Unlock()
 		if t.end >= 0 {
 			size, closed = t.end, true

@@ -16,15 +16,21 @@ const (
 	domain        = "@vicsdk.github.com"
 	channelAttach = "attach" + domain
 	channelCall   = "call" + domain
+	channelExec   = "exec" + domain
 	channelLogs   = "logs" + domain
+	channelTarOut = "tar-out" + domain
+	channelTarIn  = "tar-in" + domain
 	channelApply  = "apply" + domain
 	requestExit   = "exit" + domain
 	// requestEOF comes before SSH's own EOF on an attachment and tells the end
 	// of standard input: the SSH package reports the end of a channel, and of
 	// a connection, just as an EOF.
-	requestEOF  = "eof" + domain
-	requestPing = "ping" + domain
-	requestEnd  = "end" + domain // comes before the EOF of a log that is complete
+	requestEOF    = "eof" + domain
+	requestRun    = "run" + domain // comes first on an attachment
+	requestFile   = "file" + domain
+	requestResult = "result" + domain
+	requestPing   = "ping" + domain
+	requestEnd    = "end" + domain // comes before the EOF of a log that is complete
 )
 
 // Bounds that both sides hold against each other.
@@ -33,6 +39,7 @@ const (
 	maxDocument      = 64 << 10 // a JSON document of either side
 	maxChannels      = 128      // open channels of one connection
 	maxConnections   = 64       // authenticated connections of one guest
+	maxFileOps       = 8        // archives and lookups of files under way at once
 	maxHandshakes    = 32       // connections that have not authenticated yet
 )
 
@@ -49,6 +56,8 @@ type Exit struct {
 	// Error says why the process could not be started, with Code 125, 126 or
 	// 127.
 	Error string `json:"error,omitempty"`
+	// Restarts tells that the guest starts the process again.
+	Restarts bool `json:"restarts,omitempty"`
 }
 
 // Stage is a point of the guest's start.
@@ -60,8 +69,18 @@ type Stage struct {
 
 // attachRequest opens a channelAttach.
 type attachRequest struct {
-	Replay bool `json:"replay,omitempty"`
-	Stdin  bool `json:"stdin,omitempty"`
+	Replay bool     `json:"replay,omitempty"`
+	Stdin  bool     `json:"stdin,omitempty"`
+	Run    int      `json:"run,omitempty"`
+	Skip   [2]int64 `json:"skip,omitzero"`
+}
+
+// attachedRun is what a requestRun tells: to which run of the process, and from
+// which byte of its standard output and error on, a channel
+// is attached.
+type attachedRun struct {
+	Run  int      `json:"run"`
+	From [2]int64 `json:"from"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.
@@ -84,6 +103,18 @@ const (
 	methodStatus   = "status"
 	methodTimeline = "timeline"
 	methodPowerOff = "poweroff"
+
+	methodPause   = "pause"
+	methodUnpause = "unpause"
+	methodTop     = "top"
+	methodStats   = "stats"
+	methodLstat   = "lstat"
+
+	methodExec        = "exec" // detached
+	methodExecCreate  = "exec-create"
+	methodExecInspect = "exec-inspect"
+	methodExecs       = "execs"
+	methodExecResize  = "exec-resize"
 )
 
 type signalParams struct {
@@ -119,15 +150,29 @@ var (
 	ErrNotRunning = errors.New("the container's process is not running")
 	// ErrInvalid: an argument cannot be right.
 	ErrInvalid = errors.New("invalid argument")
+	// ErrPaused: the container's processes are frozen.
+	ErrPaused = errors.New("the container is paused: unpause it first")
+	// ErrConflict: something else is there already.
+	ErrConflict = errors.New("conflict")
+	// ErrNoSpace: the container's disk is full.
+	ErrNoSpace = errors.New("no space left")
+	// ErrNotFound: the guest knows no such thing.
+	ErrNotFound = errors.New("not found")
 	// ErrUnsupported: this guest or this container cannot do that.
 	ErrUnsupported = errors.New("not supported")
 )
 
 // RemoteError is an error that the guest answered.
 type RemoteError struct {
-	// Code is "not-running", "invalid", "unsupported" or "failed".
+	// Code is one of codes, or "failed".
 	Code    string `json:"code"`
 	Message string `json:"message"`
+}
+
+// codes are what the sentinels travel as.
+var codes = map[string]error{
+	"not-running": ErrNotRunning, "invalid": ErrInvalid, "unsupported": ErrUnsupported,
+	"paused": ErrPaused, "not-found": ErrNotFound, "conflict": ErrConflict, "no-space": ErrNoSpace,
 }
 
 // Error returns the guest's message.
@@ -135,26 +180,16 @@ func (e *RemoteError) Error() string { return "guest: " + e.Message }
 
 // Is matches the sentinel of the error's code.
 func (e *RemoteError) Is(target error) bool {
-	switch e.Code {
-	case "not-running":
-		return target == ErrNotRunning
-	case "invalid":
-		return target == ErrInvalid
-	case "unsupported":
-		return target == ErrUnsupported
-	}
-	return false
+	known, ok := codes[e.Code]
+	return ok && target == known
 }
 
 func remoteError(err error) *RemoteError {
 	code := "failed"
-	switch {
-	case errors.Is(err, ErrNotRunning):
-		code = "not-running"
-	case errors.Is(err, ErrInvalid):
-		code = "invalid"
-	case errors.Is(err, ErrUnsupported):
-		code = "unsupported"
+	for c, known := range codes {
+		if errors.Is(err, known) {
+			code = c
+		}
 	}
 	return &RemoteError{Code: code, Message: truncate(err.Error(), 4096)}
 }

@@ -57,9 +57,13 @@ type Recorder struct {
 	stamped  time.Time    // of the last entry,
 	stamp    []byte       // and as text
 	base     int64        // size of the file before this process
-	size     int64        // size of the file
+	size     int64        // size of the file,
+	synced   int64        // and of what is on the disk
+	tails    int          // readers of the file
 	index    []mark
 	watchers map[chan struct{}]struct{}
+	runs     []*bounds // of the last runs, the last one goes on
+	firstRun int       // number of runs[0]
 	closed   bool
 	writes   int // counts Write calls, to see a pause
 	wake     chan struct{}
@@ -82,13 +86,19 @@ type mark struct {
 	gap  bool
 }
 
+// bounds are where a run's output lies in the streams.
+type bounds struct {
+	start, end [3]int64
+	ended      bool
+}
+
 // NewRecorder appends to a log of size bytes. The file stays the caller's, to
 // be closed after Close. It starts one goroutine that ends with Close.
 func NewRecorder(f LogFile, size int64) *Recorder {
 	r := &Recorder{
-		file: f, base: size, size: size, index: []mark{{file: size}},
-		watchers: make(map[chan struct{}]struct{}),
-		wake:     make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), now: time.Now,
+		file: f, base: size, size: size, synced: size, index: []mark{{file: size}},
+		watchers: make(map[chan struct{}]struct{}), runs: []*bounds{{}}, firstRun: 1,
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), now: time.Now,
 	}
 	go r.flusher()
 	return r
@@ -314,13 +324,35 @@ func (r *Recorder) flusher() {
 		}
 		later = r.partials(partialAge)
 		r.flush()
-		if time.Since(synced) < syncEvery {
+		if time.Since(synced) < syncEvery && !r.tailed() {
 			later = true
 			continue
 		}
-		_ = r.file.Sync() // Close reports whether the file is whole.
+		_ = r.sync() // Close reports whether the file is whole.
 		synced = time.Now()
 	}
+}
+
+// tailed tells whether somebody waits for what the file has and the disk has
+// not yet.
+func (r *Recorder) tailed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tails > 0 && r.synced < r.size
+}
+
+// sync puts the file to disk.
+func (r *Recorder) sync() error {
+	r.mu.Lock()
+	size := r.size
+	r.mu.Unlock()
+	err := r.file.Sync()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// What a disk does not take is no more lasting for being held back.
+	r.synced = max(r.synced, size)
+	r.notify()
+	return err
 }
 
 // settle waits until output pauses, not for long. It tells false at the end.
@@ -346,6 +378,22 @@ func (r *Recorder) count() int {
 	return r.writes
 }
 
+// NextRun ends the output of one run of the process; what is written from now
+// on is the next one's.
+func (r *Recorder) NextRun() {
+	r.partials(0)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := r.runs[len(r.runs)-1]
+	last.end, last.ended = r.off, true
+	r.runs = append(r.runs, &bounds{start: r.off})
+	if drop := len(r.runs) - pastRuns; drop > 0 {
+		r.runs = append(r.runs[:0], r.runs[drop:]...)
+		r.firstRun += drop
+	}
+	r.notify()
+}
+
 // Close ends the output: attachers get what is left and then an end. The
 // error tells that the log could not be written whole.
 func (r *Recorder) Close() error {
@@ -360,10 +408,7 @@ func (r *Recorder) Close() error {
 	<-r.done
 	r.partials(0)
 	r.flush()
-	err := r.file.Sync()
-	r.mu.Lock()
-	r.notify()
-	r.mu.Unlock()
+	err := r.sync()
 	r.fileMu.Lock()
 	defer r.fileMu.Unlock()
 	return errors.Join(r.dropped, err)

@@ -47,6 +47,22 @@ func newDisk(t *testing.T) *smallDisk {
 	return &smallDisk{File: f}
 }
 
+func replay(r *Recorder) *follower {
+	f, err := r.follow(1, true, [3]int64{})
+	if err != nil {
+		panic(err)
+	}
+	return f
+}
+
+func present(r *Recorder) *follower {
+	f, err := r.follow(1, false, [3]int64{})
+	if err != nil {
+		panic(err)
+	}
+	return f
+}
+
 // drain reads a follower to its end.
 func drain(f *follower) (out [3][]byte, err error) {
 	defer f.close()
@@ -73,7 +89,7 @@ func TestFollowersGetEveryByte(t *testing.T) {
 		f    *follower
 		from [3]int
 	}
-	followers := []late{{f: r.follow(true)}}
+	followers := []late{{f: replay(r)}}
 	for i := range 2000 {
 		s := Stdout + Stream(rnd.IntN(2))
 		p := make([]byte, rnd.IntN(3000))
@@ -89,8 +105,8 @@ func TestFollowersGetEveryByte(t *testing.T) {
 		}
 		if i%400 == 250 {
 			followers = append(followers,
-				late{f: r.follow(true)},
-				late{f: r.follow(false), from: [3]int{0, len(want[1]), len(want[2])}})
+				late{f: replay(r)},
+				late{f: present(r), from: [3]int{0, len(want[1]), len(want[2])}})
 		}
 		if _, err := r.Writer(s).Write(p); err != nil {
 			t.Fatal(err)
@@ -137,7 +153,7 @@ func TestFullDisk(t *testing.T) {
 	r := NewRecorder(disk, 0)
 	w := r.Writer(Stdout)
 	text := func(c string) string { return strings.Repeat(strings.Repeat(c, 99)+"\n", 30<<10) } // three times the memory
-	behind := r.follow(true)
+	behind := replay(r)
 	write := func(s string) {
 		t.Helper()
 		if _, err := io.WriteString(w, s); err != nil {
@@ -149,7 +165,7 @@ func TestFullDisk(t *testing.T) {
 	disk.set(true)
 	write(text("b"))
 	disk.set(false)
-	after := r.follow(false)
+	after := present(r)
 	write("after\n")
 	if err := r.Close(); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Close: %v", err)

@@ -77,8 +77,14 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.attach
 	case channelCall:
 		return c.call
+	case channelExec:
+		return c.exec
 	case channelLogs:
 		return c.logs
+	case channelTarOut:
+		return c.tarOut
+	case channelTarIn:
+		return c.tarIn
 	}
 	return nil
 }
@@ -128,13 +134,22 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	s := c.server
+	// Following starts before the peer hears of it: what is written after an
+	// attach was confirmed is never missed.
+	run, err := s.config.Container.runOf(q.Run)
+	var f *follower
+	if err == nil {
+		f, err = s.config.Output.follow(run.number, q.Replay, [3]int64{Stdout: q.Skip[0], Stderr: q.Skip[1]})
+	}
+	if err != nil {
+		_ = n.Reject(ssh.Prohibited, err.Error())
+		return
+	}
+	defer f.close()
+	from := f.from()
 	done := s.wantEnd()
 	delivered := false
 	defer func() { done(delivered) }()
-	// Following starts before the peer hears of it: what is written after an
-	// attach was confirmed is never missed.
-	f := s.config.Output.follow(q.Replay)
-	defer f.close()
 	eof := make(chan struct{})
 	endInput := sync.OnceFunc(func() { close(eof) })
 	ctx, ch, gone, cancel := accept(ctx, n, func(r *ssh.Request) {
@@ -151,9 +166,12 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
+	if b, err := json.Marshal(attachedRun{run.number, from}); err == nil {
+		_, _ = ch.SendRequest(requestRun, false, b)
+	}
 	wg.Go(func() {
 		if q.Stdin {
-			s.config.Container.stdin(ctx, ch, func() bool { return told(eof, gone) })
+			run.stdin(ctx, ch, s.config.Container.config.Process.StdinOnce, func() bool { return told(eof, gone) })
 		}
 		// Take what still comes, or the peer's window would fill.
 		_, _ = io.Copy(io.Discard, ch)
@@ -179,7 +197,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 			return
 		}
 	}
-	e, err := s.config.Container.Wait(ctx)
+	e, err := run.end(ctx)
 	if err != nil {
 		return
 	}
@@ -270,7 +288,11 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 		defer func() { delivered = ctx.Err() != nil }()
 	}
 	var a callAnswer
+	paused := c.server.config.Container.paused()
 	result, err := c.do(ctx, q)
+	if f := c.server.config.Changed; f != nil && c.server.config.Container.paused() != paused {
+		f()
+	}
 	if err == nil && result != nil {
 		a.Result, err = json.Marshal(result)
 	}
@@ -326,6 +348,12 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Status(), nil
 	case methodTimeline:
 		return container.Timeline(), nil
+	case methodExec, methodExecCreate, methodExecInspect, methodExecs, methodExecResize:
+		return c.doExec(q)
+	case methodPause, methodUnpause, methodTop, methodStats:
+		return c.monitor(ctx, q)
+	case methodLstat:
+		return c.lstat(ctx, q)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
@@ -339,7 +367,10 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	r := c.server.config.Output
 	r.partials(0) // Whoever reads the log now sees everything up to now.
 	r.flush()
-	off, err := tailOffset(r.file, r.fileSize(), o)
+	if err := r.sync(); err != nil {
+		c.server.log.Warn("log", "error", err)
+	}
+	off, err := tailOffset(r.file, r.onDisk(), o)
 	if err != nil {
 		_ = n.Reject(ssh.ConnectionFailed, err.Error())
 		return

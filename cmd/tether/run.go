@@ -1,0 +1,86 @@
+//go:build linux && amd64
+
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/vicsdk/vic-go/vic/tether"
+)
+
+// A runner starts the container's process, each time in a world of its own on
+// the same root filesystem. It implements tether.Runner.
+type runner struct {
+	m       *machine
+	etc     etcFiles
+	started func() // called once, after the first start
+	// group of the run that is to come or goes on.
+	group *os.File
+	// oomKills of the runs that have ended.
+	oomKills int
+}
+
+// oneRun is one run of the process and the world that it lives in.
+type oneRun struct {
+	*process
+	r  *runner
+	ns *namespace
+}
+
+// Start implements tether.Runner.
+func (r *runner) Start(n int) (tether.RunningMain, error) {
+	if n > 1 {
+		if err := r.renewGroup(); err != nil {
+			return nil, err
+		}
+	}
+	ns, err := r.m.newNamespace(r.etc)
+	if err != nil {
+		return nil, err
+	}
+	if n == 1 {
+		r.m.mark("container root")
+	}
+	p, err := startProcess(ns, r.m.reaper, r.group, r.m.config.Process, hostname(r.m.config), r.m.output.Writer(tether.Stdout), r.m.output.Writer(tether.Stderr))
+	if err != nil {
+		endContainer(ns.pid1)
+		return nil, err
+	}
+	r.m.world.enter(ns, r.group)
+	if n == 1 {
+		r.m.mark("process")
+		r.started()
+	}
+	return &oneRun{p, r, ns}, nil
+}
+
+// Changed implements tether.Runner.
+func (r *runner) Changed() { r.m.tell() }
+
+// renewGroup makes the container's cgroup anew, so that nothing is left of a run:
+// no group that it made, no count, no setting.
+func (r *runner) renewGroup() error {
+	_ = r.group.Close()
+	if err := removeCgroup(containerGroup); err != nil {
+		return fmt.Errorf("what is left of the last run: %w", err)
+	}
+	var err error
+	r.group, err = containerCgroup()
+	return err
+}
+
+// Wait implements tether.RunningMain.
+func (o *oneRun) Wait(ended func()) tether.Exit {
+	exit := o.process.wait(func() {
+		ended()
+		endContainer(o.ns.pid1)
+		o.r.m.world.leave()
+	})
+	o.ns.close()
+	kills := oomKills()
+	exit.OOMKilled = kills > 0
+	o.r.oomKills += kills
+	o.r.m.container.OOMKills(o.r.oomKills)
+	return exit
+}
