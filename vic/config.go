@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"log/slog"
 	"net"
+	"net/netip"
 )
 
 // Config says which vCenter to speak to and how guests are reached.
@@ -33,6 +34,10 @@ type Config struct {
 	// directly; use it where those networks are reached through a bastion or
 	// a proxy (see ProxyDialer).
 	DialGuest func(ctx context.Context, network, address string) (net.Conn, error)
+	// GuestNetworks bound where guests with leases are dialled: a guest's own
+	// word is all that tells its lease. Empty, any address may be one that is no
+	// special one and not this machine's own. Fixed addresses need no bound.
+	GuestNetworks []netip.Prefix
 	// Logger, or nil for silence.
 	Logger *slog.Logger
 }

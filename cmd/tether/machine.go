@@ -46,7 +46,9 @@ type machine struct {
 	net       *network
 	output    *tether.Recorder
 	logFiles  *tether.LogFiles
+	volumes   volumes
 	server    *tether.Server
+	world     *world
 
 	told chan struct{} // asks for the status to be published
 
@@ -201,6 +203,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		}
 		return m.openLog()
 	})
+	if len(m.config.Mounts) > 0 {
+		step("volumes", func() error { return m.volumes.mount(ctx, m.events, m.config.Mounts) })
+	}
 	// What is asked for last begins first, and the network waits for others.
 	step("network", func() (err error) {
 		m.net, err = bringUp(ctx, m.events, m.config, m.log)
@@ -214,6 +219,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		cancel(err)
 	}
 	wg.Wait()
+	m.world = &world{config: m.config, reaper: m.reaper}
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -225,6 +231,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	if m.server != nil {
 		// Controllers hear where to come while the process is being started.
 		m.tell()
+	}
+	if err := apply(m.config.Settings); err != nil {
+		return tether.Exit{}, err
 	}
 	etc, err := writeEtc(etcDir, m.config, m.net.resolv())
 	if err != nil {
@@ -270,6 +279,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
+		Executor: m.world,
 	})
 }
 
@@ -426,6 +436,9 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 		if err := unmountRoot(); err != nil {
 			m.log.Error("root", "error", err)
 		}
+	}
+	if err := m.volumes.unmount(); err != nil {
+		m.log.Error("volumes", "error", err)
 	}
 	m.log.Info("end", "code", exit.Code, "signal", exit.Signal, "uptime", uptime().Round(time.Millisecond))
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type network struct {
 	addresses []netip.Addr // one per NIC that has one
 	dns       []netip.Addr
 	search    []string
+	settings  tether.Settings
 	changed   func() // after a lease brought something else; may be nil
 }
 
@@ -50,6 +52,7 @@ func bringUp(ctx context.Context, u *uevents, c *tether.Config, log *slog.Logger
 	n := &network{
 		addresses: make([]netip.Addr, len(c.NICs)),
 		dns:       append([]netip.Addr(nil), c.DNS...), search: append([]string(nil), c.Search...),
+		settings: c.Settings,
 	}
 	links, err := findNICs(ctx, u, c.NICs)
 	if err != nil {
@@ -248,11 +251,21 @@ func (n *network) resolv() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var b strings.Builder
-	if len(n.search) > 0 {
-		b.WriteString("search " + strings.Join(n.search, " ") + "\n")
+	search, dns := n.search, n.dns
+	if s := n.settings.DNSSearch; len(s) > 0 {
+		search = slices.DeleteFunc(slices.Clone(s), func(d string) bool { return d == "." })
 	}
-	for _, a := range n.dns {
+	if s := n.settings.DNS; len(s) > 0 {
+		dns = s
+	}
+	if len(search) > 0 {
+		b.WriteString("search " + strings.Join(search, " ") + "\n")
+	}
+	for _, a := range dns {
 		b.WriteString("nameserver " + a.String() + "\n")
+	}
+	if o := n.settings.DNSOptions; len(o) > 0 {
+		b.WriteString("options " + strings.Join(o, " ") + "\n")
 	}
 	return b.String()
 }

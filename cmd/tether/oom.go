@@ -37,9 +37,7 @@ func (r *runner) watchOOM(ended <-chan struct{}) {
 	for last := 0; ; {
 		if n := oomKills(); n != last {
 			last = n
-			r.mu.Lock()
 			r.m.container.OOMKills(r.oomKills + n)
-			r.mu.Unlock()
 			r.m.tell()
 		}
 		if _, err := f.Read(b); err != nil {

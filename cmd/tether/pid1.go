@@ -20,10 +20,6 @@ import (
 // sleeps for good. A copy of the tether could do that too, for some
 // milliseconds of every start and some megabytes of every VM's memory.
 func pid1Program() []byte {
-	const (
-		base   = 0x400000
-		header = 64 + 56 // ELF-64 file header and one program header
-	)
 	// The data behind the code, by its distance from the code's start.
 	const code = 96
 	const act, name, path = code, code + 32, code + 37
@@ -61,7 +57,15 @@ func pid1Program() []byte {
 	op(1, 0, 0, 0, 0, 0, 0, 0)               // sigaction: SIG_IGN
 	b = append(b, make([]byte, 24)...)       // flags, restorer, mask
 	b = append(b, "proc\x00/proc\x00"...)
+	return elfProgram(b)
+}
 
+// elfProgram makes an executable of code that runs at any address.
+func elfProgram(b []byte) []byte {
+	const (
+		base   = 0x400000
+		header = 64 + 56 // ELF-64 file header and one program header
+	)
 	size := uint64(header + len(b))
 	f := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	le := binary.LittleEndian

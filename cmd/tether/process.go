@@ -44,34 +44,36 @@ type process struct {
 	output sync.WaitGroup
 }
 
-// A sink takes the output of a process.
-type sink interface {
-	Writer(tether.Stream) io.Writer
-}
-
-// startProcess starts p inside the container with its output going to out. It
-// closes nothing of the caller's.
-func startProcess(n *namespace, r *reaper, group *os.File, p tether.Process, host string, out sink) (*process, error) {
+// startProcess starts p inside the container with its output going to stdout
+// and stderr. It closes nothing of the caller's.
+func startProcess(n *namespace, r *reaper, group *os.File, p tether.Process, host string, stdout, stderr io.Writer) (*process, error) {
 	s := &process{reaper: r}
-	err := n.do(func() error { return s.start(n, group, p, host, out) })
+	err := n.do(func() error {
+		dir := p.Dir
+		if dir == "" {
+			dir = "/"
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return &startError{codeSetup, fmt.Errorf("process.dir: %w", err)}
+		}
+		return s.start(n, group, p, host, stdout, stderr)
+	})
 	if err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *process) start(n *namespace, group *os.File, p tether.Process, host string, out sink) error {
+// start starts p; its directory must be there. It runs inside the container.
+func (s *process) start(n *namespace, group *os.File, p tether.Process, host string, stdout, stderr io.Writer) error {
 	setup := func(err error) error { return &startError{codeSetup, err} }
-	id, err := s.identity(p.User)
+	id, err := s.identity(p.User, n.settings.GroupAdd)
 	if err != nil {
 		return setup(err)
 	}
 	dir := p.Dir
 	if dir == "" {
 		dir = "/"
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return setup(fmt.Errorf("process.dir: %w", err))
 	}
 	env := environment(p, id.home, host)
 	file, err := findProgram(p.Args[0], dir, env)
@@ -96,8 +98,9 @@ func (s *process) start(n *namespace, group *os.File, p tether.Process, host str
 			return setup(err)
 		}
 	}
-	s.pid, s.ended, err = s.reaper.start(func() (int, error) {
-		return syscall.ForkExec(file, p.Args, &syscall.ProcAttr{
+	var told *os.File
+	s.pid, s.ended, err = s.reaper.start(func() (pid int, err error) {
+		pid, told, err = n.launch(file, p.Args, &syscall.ProcAttr{
 			Dir: dir, Env: env, Files: ends.descriptors(),
 			Sys: &syscall.SysProcAttr{
 				Credential: &syscall.Credential{Uid: id.uid, Gid: id.gid, Groups: id.groups},
@@ -105,22 +108,28 @@ func (s *process) start(n *namespace, group *os.File, p tether.Process, host str
 				UseCgroupFD: true, CgroupFD: int(group.Fd()),
 			},
 		})
+		return pid, err
 	})
 	if err != nil {
+		err = runError(p.Args[0], err)
+	} else if err = launched(told, p.Args[0]); err != nil {
+		<-s.ended
+	}
+	if err != nil {
 		s.closeOurs()
-		return runError(p.Args[0], err)
+		return err
 	}
 	if s.tty != nil {
-		s.copy(s.tty, out.Writer(tether.Stdout))
+		s.copy(s.tty, stdout)
 	}
 	for i, f := range ends.read {
-		s.copy(f, out.Writer([]tether.Stream{tether.Stdout, tether.Stderr}[i]))
+		s.copy(f, []io.Writer{stdout, stderr}[i])
 	}
 	ends.read = nil
 	return nil
 }
 
-func (s *process) identity(user string) (identity, error) {
+func (s *process) identity(user string, add []string) (identity, error) {
 	passwd, err := openRegular("/etc/passwd")
 	if err != nil {
 		return identity{}, err
@@ -131,7 +140,7 @@ func (s *process) identity(user string) (identity, error) {
 		return identity{}, err
 	}
 	defer group.Close()
-	return lookupUser(user, passwd, group)
+	return lookupUser(user, add, passwd, group)
 }
 
 // streams are the files of a start: the process's ends, and those of ours that
@@ -309,6 +318,10 @@ func (s *process) wait(end func()) tether.Exit {
 	if s.tty != nil {
 		_ = s.tty.Close()
 	}
+	return exitOf(ws)
+}
+
+func exitOf(ws unix.WaitStatus) tether.Exit {
 	if ws.Signaled() {
 		n := int(ws.Signal())
 		return tether.Exit{Code: 128 + n, Signal: tether.SignalName(n)}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -18,9 +19,20 @@ import (
 // has the container's root and mount namespace, so that every path they use is
 // looked up inside the container and no link in it leads out.
 type namespace struct {
-	calls chan func()
-	pid1  int
-	files etcFiles
+	calls    chan func()
+	pid1     int
+	thread   int // that runs the functions
+	files    etcFiles
+	settings tether.Settings
+	launcher *os.File // sets limits; nil where there are none to set
+	with     surroundings
+}
+
+// surroundings are what a container finds beside its root.
+type surroundings struct {
+	config *tether.Config
+	nfs    map[string]string // where volumes of NFS servers are mounted, by target
+	first  bool              // nothing of the container has run yet
 }
 
 // do runs f inside the container.
@@ -35,9 +47,10 @@ func (n *namespace) do(f func() error) error {
 func (n *namespace) close() { close(n.calls) }
 
 // newNamespace makes the container's world of the root at dir. files are to
-// appear in its /etc.
-func newNamespace(dir string, files etcFiles) (*namespace, error) {
-	n := &namespace{calls: make(chan func()), files: files}
+// appear in its /etc; its processes are bound by the configuration's settings.
+func newNamespace(dir string, files etcFiles, with surroundings) (*namespace, error) {
+	s := with.config.Settings
+	n := &namespace{calls: make(chan func()), files: files, settings: s, with: with}
 	go func() {
 		// Never unlocked: the thread is not fit for anything else.
 		runtime.LockOSThread()
@@ -45,21 +58,44 @@ func newNamespace(dir string, files etcFiles) (*namespace, error) {
 			f()
 		}
 	}()
-	return n, n.do(func() error { return n.build(dir) })
+	if err := n.do(func() error { return n.build(dir) }); err != nil {
+		return nil, err
+	}
+	// Everything in the container would end with its PID 1, which holds no memory.
+	if err := setOOMScore(strconv.Itoa(n.pid1), -1000); err != nil {
+		return nil, err
+	}
+	// The kernel never kills the tether itself, the VM's first process; what it
+	// starts inherits its score.
+	return n, setOOMScore("self", s.OOMScoreAdj)
 }
+
+const shmDir = "/dev/shm"
 
 // containerMounts are what a container finds mounted, beside /proc. Since the
 // VM is the container's alone, /sys and the cgroups are writable.
 var containerMounts = []mount{
 	{"tmpfs", "/dev", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=755,size=64k", 0o755},
 	{"devpts", "/dev/pts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", 0o755},
-	{"tmpfs", "/dev/shm", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
+	{"tmpfs", shmDir, unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=1777,size=64m", 0o1777},
 	{"mqueue", "/dev/mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o1777},
 	{"sysfs", "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
 	{"cgroup2", "/sys/fs/cgroup", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", 0o555},
 }
 
 func (n *namespace) build(dir string) error {
+	n.thread = unix.Gettid()
+	var all []device
+	if n.settings.Privileged {
+		var err error
+		if all, err = allDevices("/dev"); err != nil {
+			return err
+		}
+	}
+	var err error
+	if n.launcher, err = newLauncher(n.settings.Ulimits); err != nil {
+		return err
+	}
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)
 	}
@@ -78,6 +114,11 @@ func (n *namespace) build(dir string) error {
 			_ = unix.Close(t.fd)
 		}
 	}()
+	mounts, err := openMounts(n.with.config.Mounts, n.with.nfs)
+	if err != nil {
+		return err
+	}
+	defer closeMounts(mounts)
 	// A RAM disk cannot be pivoted away from; moving the mount over / and
 	// changing to it leaves no way back, as switch_root(8) does.
 	if err := unix.Chdir(dir); err != nil {
@@ -93,6 +134,9 @@ func (n *namespace) build(dir string) error {
 		return fmt.Errorf("root: %w", err)
 	}
 	for _, m := range containerMounts {
+		if size := n.with.config.ShmBytes; size > 0 && m.target == shmDir {
+			m.data = fmt.Sprintf("mode=1777,size=%d", size)
+		}
 		if err := m.do(); err != nil {
 			return err
 		}
@@ -103,8 +147,21 @@ func (n *namespace) build(dir string) error {
 	if err := devices(); err != nil {
 		return err
 	}
+	for _, d := range all {
+		if err := d.make(); err != nil {
+			return err
+		}
+	}
+	if err := placeMounts(mounts, n.with.first); err != nil {
+		return err
+	}
 	for _, t := range trees {
 		if err := t.attach(); err != nil {
+			return err
+		}
+	}
+	if n.with.config.ReadOnlyRoot {
+		if err := makeReadOnly(n.with.config.Process.Dir); err != nil {
 			return err
 		}
 	}
@@ -120,7 +177,21 @@ func (n *namespace) build(dir string) error {
 	if err := unix.Setns(fd, unix.CLONE_NEWPID); err != nil {
 		return fmt.Errorf("PID namespace: enter: %w", err)
 	}
-	return dropBounding()
+	return bound(n.settings)
+}
+
+// makeReadOnly makes the root read-only, and before that the process's directory,
+// which is made where it is missing.
+func makeReadOnly(dir string) error {
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("process.dir: %w", err)
+		}
+	}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("root: make read-only: %w", err)
+	}
+	return nil
 }
 
 // devices makes the nodes and links that the OCI runtime specification asks
@@ -170,10 +241,16 @@ func writeEtc(dir string, c *tether.Config, resolv string) (etcFiles, error) {
 		}
 	}
 	short, _, _ := strings.Cut(name, ".")
+	if d := c.Settings.Domainname; d != "" && !strings.HasSuffix(name, "."+d) {
+		name += "." + d
+	}
 	if short != name {
 		name += " " + short
 	}
 	hosts += address + "\t" + name + "\n"
+	for _, h := range c.Settings.ExtraHosts {
+		hosts += h.Address.String() + "\t" + h.Name + "\n"
+	}
 	return e, errors.Join(
 		e.write("hosts", hosts),
 		e.write("hostname", hostname(c)+"\n"),
@@ -228,32 +305,6 @@ func (t tree) attach() error {
 	_ = f.Close()
 	if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
 		return fmt.Errorf("%s: mount: %w", t.target, err)
-	}
-	return nil
-}
-
-// grantedCapabilities are those that Docker grants by default; root in the
-// container has them, and nobody can have more.
-var grantedCapabilities = []uintptr{
-	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_MKNOD, unix.CAP_NET_RAW,
-	unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETFCAP, unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE,
-	unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_AUDIT_WRITE,
-}
-
-// dropBounding bounds what processes started from this thread can have.
-func dropBounding() error {
-	granted := make(map[uintptr]bool)
-	for _, c := range grantedCapabilities {
-		granted[c] = true
-	}
-	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if granted[c] {
-			continue
-		}
-		// EINVAL: a kernel that does not know this one.
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
-			return fmt.Errorf("capability %d: %w", c, err)
-		}
 	}
 	return nil
 }

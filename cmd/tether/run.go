@@ -18,12 +18,8 @@ import (
 type runner struct {
 	m       *machine
 	etc     etcFiles
-	started func() // called once, after the first start
-	mu      sync.Mutex
-	// group of the run that is to come or goes on, and ns of the one that goes
-	// on. Without ns nothing can be started beside the process.
-	group *os.File
-	ns    *namespace
+	started func()   // called once, after the first start
+	group   *os.File // of the run that is to come or goes on
 	// oomKills of the runs that have ended.
 	oomKills int
 }
@@ -44,25 +40,23 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 			return nil, err
 		}
 	}
-	ns, err := newNamespace(diskMount+"/rootfs", r.etc)
+	ns, err := r.m.newNamespace(r.etc)
 	if err != nil {
 		return nil, err
 	}
 	if n == 1 {
 		r.m.mark("container root")
 	}
-	p, err := startProcess(ns, r.m.reaper, r.group, r.m.config.Process, hostname(r.m.config), r.m.output)
+	p, err := startProcess(ns, r.m.reaper, r.group, r.m.config.Process, hostname(r.m.config), r.m.output.Writer(tether.Stdout), r.m.output.Writer(tether.Stderr))
 	if err != nil {
 		endContainer(ns.pid1)
 		return nil, err
 	}
+	r.m.world.enter(ns, r.group)
 	if n == 1 {
 		r.m.mark("process")
 		r.started()
 	}
-	r.mu.Lock()
-	r.ns = ns
-	r.mu.Unlock()
 	o := &oneRun{process: p, r: r, ns: ns, ended: make(chan struct{})}
 	o.ooms.Go(func() { r.watchOOM(o.ended) })
 	return o, nil
@@ -72,7 +66,7 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 func (r *runner) Probe(ctx context.Context, args []string, out io.Writer) (int, error) {
 	p := r.m.config.Process
 	p.Args, p.TTY, p.OpenStdin = args, false, false
-	s, err := r.beside(p, bothTo{out})
+	s, err := r.m.world.beside(p, out)
 	var failed *startError
 	if errors.As(err, &failed) && failed.code != codeSetup {
 		// As a shell tells it, and as Docker's exec does.
@@ -84,21 +78,6 @@ func (r *runner) Probe(ctx context.Context, args []string, out io.Writer) (int, 
 	}
 	return s.finish(ctx), nil
 }
-
-// beside starts a process in the container beside the main one.
-func (r *runner) beside(p tether.Process, out sink) (*process, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ns == nil {
-		return nil, tether.ErrNotRunning
-	}
-	return startProcess(r.ns, r.m.reaper, r.group, p, hostname(r.m.config), out)
-}
-
-// bothTo is a sink for both streams.
-type bothTo struct{ to io.Writer }
-
-func (b bothTo) Writer(tether.Stream) io.Writer { return b.to }
 
 // finish waits for the end of a process beside the main one and of its output,
 // and kills it, with its process group, where ctx ends before.
@@ -115,10 +94,7 @@ func (s *process) finish(ctx context.Context) (code int) {
 	case <-done:
 	case <-ctx.Done():
 	}
-	if ws.Signaled() {
-		return 128 + int(ws.Signal())
-	}
-	return ws.ExitStatus()
+	return exitOf(ws).Code
 }
 
 // Changed implements tether.Runner.
@@ -140,10 +116,8 @@ func (r *runner) renewGroup() error {
 func (o *oneRun) Wait(ended func()) tether.Exit {
 	exit := o.process.wait(func() {
 		ended()
-		o.r.mu.Lock()
-		o.r.ns = nil
-		o.r.mu.Unlock()
 		endContainer(o.ns.pid1)
+		o.r.m.world.leave()
 	})
 	o.ns.close()
 	close(o.ended)

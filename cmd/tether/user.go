@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,9 +32,9 @@ type account struct {
 }
 
 // lookupUser finds "user", "uid", "user:group" or "uid:gid" in the files of
-// the container. A number that the files do not hold is taken as it is, a name
-// is not.
-func lookupUser(spec string, passwd, group io.Reader) (identity, error) {
+// the container, and further groups by name or number. A number that the files
+// do not hold is taken as it is, a name is not.
+func lookupUser(spec string, add []string, passwd, group io.Reader) (identity, error) {
 	name, groupName, hasGroup := strings.Cut(spec, ":")
 	if name == "" {
 		name = "0"
@@ -67,6 +68,8 @@ func lookupUser(spec string, passwd, group io.Reader) (identity, error) {
 	}
 	groupNumber, groupIsNumber := parseID(groupName)
 	groupFound := groupIsNumber
+	groupNamed := false
+	added := make(map[string]uint32)
 	err = lines(group, func(f []string) bool {
 		if len(f) < 3 {
 			return true
@@ -75,11 +78,13 @@ func lookupUser(spec string, passwd, group io.Reader) (identity, error) {
 		if !ok {
 			return true
 		}
+		if _, have := added[f[0]]; !have && slices.Contains(add, f[0]) {
+			added[f[0]] = gid
+		}
 		switch {
 		case hasGroup:
-			if f[0] == groupName {
-				groupNumber, groupFound = gid, true
-				return false
+			if f[0] == groupName && !groupNamed {
+				groupNumber, groupFound, groupNamed = gid, true, true
 			}
 		case found != nil && len(f) > 3:
 			for member := range strings.SplitSeq(f[3], ",") {
@@ -98,6 +103,17 @@ func lookupUser(spec string, passwd, group io.Reader) (identity, error) {
 			return id, fmt.Errorf("process.user: the container's /etc/group has no group %.64q", groupName)
 		}
 		id.gid = groupNumber
+	}
+	for i, name := range add {
+		gid, ok := added[name]
+		if !ok {
+			if gid, ok = parseID(name); !ok {
+				return id, fmt.Errorf("settings.groupAdd[%d]: the container's /etc/group has no group %.64q", i, name)
+			}
+		}
+		if !slices.Contains(id.groups, gid) {
+			id.groups = append(id.groups, gid)
+		}
 	}
 	// The primary group stands among the others too, so that a process cannot
 	// get rid of it by setgid(2) (CVE-2022-36109).

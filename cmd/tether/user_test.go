@@ -29,7 +29,7 @@ func TestLookupUser(t *testing.T) {
 		"nohome":     {12, 13, []uint32{13}, "/"},
 		":app":       {0, 1001, []uint32{1001}, "/root"},
 	} {
-		got, err := lookupUser(spec, strings.NewReader(testPasswd), strings.NewReader(testGroup))
+		got, err := lookupUser(spec, nil, strings.NewReader(testPasswd), strings.NewReader(testGroup))
 		if err != nil {
 			t.Errorf("%q: %v", spec, err)
 			continue
@@ -46,18 +46,31 @@ func TestLookupUser(t *testing.T) {
 		"app:none":   `no group "none"`,
 		"app:-5":     `no group "-5"`,
 	} {
-		if _, err := lookupUser(spec, strings.NewReader(testPasswd), strings.NewReader(testGroup)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := lookupUser(spec, nil, strings.NewReader(testPasswd), strings.NewReader(testGroup)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", spec, err, want)
 		}
 	}
 	long := strings.Repeat("x", 1<<20)
-	if _, err := lookupUser("app", strings.NewReader(long), strings.NewReader("")); err == nil {
+	if _, err := lookupUser("app", nil, strings.NewReader(long), strings.NewReader("")); err == nil {
 		t.Error("a line of a mebibyte was read")
 	}
 }
 
+func TestLookupFurtherGroups(t *testing.T) {
+	got, err := lookupUser("app:root", []string{"extra", "4711", "1003", "root"}, strings.NewReader(testPasswd), strings.NewReader(testGroup))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]uint32{0, 1002, 4711, 1003, 0}, got.groups); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := lookupUser("", []string{"0", "none"}, strings.NewReader(testPasswd), strings.NewReader(testGroup)); err == nil || !strings.Contains(err.Error(), `groupAdd[1]: the container's /etc/group has no group "none"`) {
+		t.Errorf("unknown: %v", err)
+	}
+}
+
 func TestLookupUserWithoutFiles(t *testing.T) {
-	got, err := lookupUser("1000:1000", strings.NewReader(""), strings.NewReader(""))
+	got, err := lookupUser("1000:1000", nil, strings.NewReader(""), strings.NewReader(""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +82,7 @@ func TestLookupUserWithoutFiles(t *testing.T) {
 func FuzzLookupUser(f *testing.F) {
 	f.Add("app:extra", testPasswd, testGroup)
 	f.Fuzz(func(t *testing.T, spec, passwd, group string) {
-		id, err := lookupUser(spec, strings.NewReader(passwd), strings.NewReader(group))
+		id, err := lookupUser(spec, nil, strings.NewReader(passwd), strings.NewReader(group))
 		if err == nil && (id.uid == 1<<32-1 || id.gid == 1<<32-1 || len(id.groups) > 1025 || id.groups[0] != id.gid) {
 			t.Fatalf("%q: %+v", spec, id)
 		}

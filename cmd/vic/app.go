@@ -39,7 +39,9 @@ func app() *cli.App {
 			createCommand(), lsCommand(), deleteCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(), rmCommand(), cpCommand(), diffCommand(),
+			volumeCommand(),
+			runCommand(), psCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(),
+			rmCommand(), renameCommand(), updateCommand(), cpCommand(), diffCommand(),
 		},
 	}
 	return a

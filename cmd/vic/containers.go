@@ -131,6 +131,71 @@ func logsCommand() *cli.Command {
 	}
 }
 
+func startCommand() *cli.Command {
+	return &cli.Command{
+		Name: "start", Usage: "start containers that are stopped", ArgsUsage: "CONTAINER…", Flags: registryFlags(),
+		Action: func(c *cli.Context) error {
+			if err := args(c, 1, -1); err != nil {
+				return err
+			}
+			p := newProgress(os.Stderr)
+			defer p.close()
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				return forEach(c, func(name string) error {
+					vm, _, err := e.Find(ctx, name)
+					if err != nil {
+						return err
+					}
+					return e.Start(ctx, vm, p.event)
+				})
+			})
+		},
+	}
+}
+
+func renameCommand() *cli.Command {
+	return &cli.Command{
+		Name: "rename", Usage: "give a container another name", ArgsUsage: "CONTAINER NAME",
+		Action: func(c *cli.Context) error {
+			if err := args(c, 2, 2); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				vm, _, err := e.Find(ctx, c.Args().First())
+				if err != nil {
+					return err
+				}
+				return vm.Rename(ctx, c.Args().Get(1))
+			})
+		},
+	}
+}
+
+func updateCommand() *cli.Command {
+	return &cli.Command{
+		Name: "update", Usage: "change the hardware of stopped containers", ArgsUsage: "CONTAINER…", Flags: hardwareFlags(),
+		Action: func(c *cli.Context) error {
+			if err := args(c, 1, -1); err != nil {
+				return err
+			}
+			var h containervm.Hardware
+			var err error
+			if h.CPUs, h.MemoryMB, err = hardware(c); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				return forEach(c, func(name string) error {
+					vm, _, err := e.Find(ctx, name)
+					if err != nil {
+						return err
+					}
+					return vm.Update(ctx, h)
+				})
+			})
+		},
+	}
+}
+
 func stopCommand() *cli.Command {
 	return &cli.Command{
 		Name: "stop", Usage: "end containers: their stop signal, then SIGKILL", ArgsUsage: "CONTAINER…",
@@ -144,9 +209,23 @@ func stopCommand() *cli.Command {
 func rmCommand() *cli.Command {
 	return &cli.Command{
 		Name: "rm", Usage: "delete containers", ArgsUsage: "CONTAINER…",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "running ones, too"}},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "running ones, too"},
+			&cli.BoolFlag{Name: "volumes", Aliases: []string{"v"}, Usage: "delete their anonymous volumes, too"},
+		},
 		Action: func(c *cli.Context) error {
-			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return vm.Delete(ctx, c.Bool("force")) })
+			if err := args(c, 1, -1); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				return forEach(c, func(name string) error {
+					vm, _, err := e.Find(ctx, name)
+					if err != nil {
+						return err
+					}
+					return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
+				})
+			})
 		},
 	}
 }

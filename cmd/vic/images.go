@@ -17,7 +17,10 @@ import (
 
 func pullCommand() *cli.Command {
 	return &cli.Command{
-		Name: "pull", Usage: "bring an image into the VCH's store", ArgsUsage: "IMAGE", Flags: registryFlags(),
+		Name: "pull", Usage: "bring an image into the VCH's store", ArgsUsage: "IMAGE",
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "verify", Usage: "look at the disks of layers that are there, and make anew what is gone of them"},
+		}, registryFlags()...),
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
 				return err
@@ -25,7 +28,7 @@ func pullCommand() *cli.Command {
 			p := newProgress(os.Stderr)
 			defer p.close()
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				img, err := e.Pull(ctx, c.Args().First(), p.event)
+				img, err := e.PullWith(ctx, c.Args().First(), &imagestore.PullOptions{Progress: p.event, Verify: c.Bool("verify")})
 				if err != nil {
 					return err
 				}
@@ -84,13 +87,14 @@ func rmiCommand() *cli.Command {
 
 func gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", Usage: "delete layers that no image and no container needs, and what killed processes left in the VCH's store",
+		Name: "gc", Usage: "delete layers that no image and no container needs, and what killed processes left in the VCH's stores",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 0, 0); err != nil {
 				return err
 			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return printReclaimed(e.Images().GC(ctx))
+				err := printReclaimed(e.Images().GC(ctx))
+				return errors.Join(err, e.Volumes().Sweep(ctx))
 			})
 		},
 	}

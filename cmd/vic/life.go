@@ -209,15 +209,6 @@ func restartCommand() *cli.Command {
 	}
 }
 
-func startCommand() *cli.Command {
-	return &cli.Command{
-		Name: "start", Usage: "start containers", ArgsUsage: "CONTAINER…",
-		Action: func(c *cli.Context) error {
-			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return vm.Start(ctx) })
-		},
-	}
-}
-
 func killCommand() *cli.Command {
 	return &cli.Command{
 		Name: "kill", Usage: "send a signal to containers' processes", ArgsUsage: "CONTAINER…",

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,9 +36,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-			&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
-			&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
-		}, append(lifeFlags(), registryFlags()...)...),
+		}, slices.Concat(hardwareFlags(), lifeFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -72,7 +71,45 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	if e := c.String("entrypoint"); e != "" {
 		v.Entrypoint = []string{e}
 	}
-	for _, kv := range c.StringSlice("env") {
+	v.Env = environ(c.StringSlice("env"))
+	var err error
+	if v.Settings, err = settings(c); err != nil {
+		return s, err
+	}
+	if err := mountFlags(c, &s); err != nil {
+		return s, err
+	}
+	v.CPUs, v.MemoryMB, err = hardware(c)
+	return s, err
+}
+
+func hardwareFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "cpus", Usage: "`NUMBER` of virtual CPUs"},
+		&cli.StringFlag{Name: "memory", Aliases: []string{"m"}, Usage: "`SIZE`, such as 512m or 2g"},
+	}
+}
+
+// hardware reads what hardwareFlags say; zero is what was not given.
+func hardware(c *cli.Context) (cpus int32, memoryMB int64, err error) {
+	if n := c.Int("cpus"); c.IsSet("cpus") {
+		if n < 1 || n > 128 {
+			return 0, 0, usageError("--cpus %d: want 1 to 128", n)
+		}
+		cpus = int32(n)
+	}
+	if m := c.String("memory"); m != "" {
+		if memoryMB, err = parseMemory(m); err != nil {
+			return 0, 0, usageError("--memory %q: %v", m, err)
+		}
+	}
+	return cpus, memoryMB, nil
+}
+
+// environ fills in the values of variables that are only named; one that is not
+// set here is left out.
+func environ(list []string) (env []string) {
+	for _, kv := range list {
 		if !strings.Contains(kv, "=") {
 			val, ok := os.LookupEnv(kv)
 			if !ok {
@@ -80,22 +117,9 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 			}
 			kv += "=" + val
 		}
-		v.Env = append(v.Env, kv)
+		env = append(env, kv)
 	}
-	if n := c.Int("cpus"); c.IsSet("cpus") {
-		if n < 1 || n > 128 {
-			return s, usageError("--cpus %d: want 1 to 128", n)
-		}
-		v.CPUs = int32(n)
-	}
-	if m := c.String("memory"); m != "" {
-		mb, err := parseMemory(m)
-		if err != nil {
-			return s, usageError("--memory %q: %v", m, err)
-		}
-		v.MemoryMB = mb
-	}
-	return s, nil
+	return env
 }
 
 // parseMemory reads a size in bytes or with one of the suffixes b, k, m, g, as

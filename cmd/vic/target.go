@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ func targetFlags() []cli.Flag {
 		&cli.PathFlag{Name: "ca", EnvVars: []string{"VIC_CA"}, Usage: "`FILE` of certificates that may sign the server's"},
 		&cli.StringFlag{Name: "datacenter", EnvVars: []string{"VIC_DATACENTER"}, Usage: "`NAME`, where there are several"},
 		&cli.StringFlag{Name: "guest-proxy", EnvVars: []string{"VIC_GUEST_PROXY"}, Usage: "`URL` of an HTTP proxy into the containers' networks, where they are not reached directly"},
+		&cli.StringSliceFlag{Name: "guest-network", EnvVars: []string{"VIC_GUEST_NETWORK"}, Usage: "`CIDR` of a network where containers with leases are reached; without it, any address that may be one"},
 		&cli.PathFlag{Name: "authority", EnvVars: []string{"VIC_AUTHORITY"}, Usage: "`FILE` with the key that certifies controllers to containers; made where it does not exist"},
 		&cli.PathFlag{Name: "lab", EnvVars: []string{"VIC_LAB"}, Usage: "`DIR` of the lab", Value: defaultLab()},
 		&cli.StringFlag{Name: "vch", EnvVars: []string{"VIC_VCH"}, Usage: "`NAME` of the VCH, where there are several"},
@@ -91,6 +93,13 @@ func config(c *cli.Context) (vic.Config, error) {
 		if cfg.DialGuest, err = vic.ProxyDialer(u); err != nil {
 			return cfg, err
 		}
+	}
+	for _, s := range c.StringSlice("guest-network") {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return cfg, usageError("--guest-network: %v", err)
+		}
+		cfg.GuestNetworks = append(cfg.GuestNetworks, p)
 	}
 	file := c.Path("authority")
 	if file == "" {

@@ -20,6 +20,7 @@ func createCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "compute-resource", Aliases: []string{"r"}, Usage: "cluster or host by `NAME`, where there are several"},
 			&cli.StringFlag{Name: "image-store", Aliases: []string{"i"}, Usage: "`DATASTORE[/DIR]` of images and containers", Value: "datastore1"},
+			&cli.StringSliceFlag{Name: "volume-store", Usage: "`DATASTORE[/DIR]:LABEL` of volumes; several may be given, and \"none\" for none (default: one labelled \"default\" beside the images)"},
 			&cli.StringFlag{Name: "container-network", Usage: "port group of the containers by `NAME`", Value: "VM Network"},
 			&cli.IntFlag{Name: "cpus", Usage: "CPUs of a container that does not say", Value: 1},
 			&cli.Int64Flag{Name: "memory", Usage: "`MB` of a container that does not say", Value: 512},
@@ -27,6 +28,10 @@ func createCommand() *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
+				return err
+			}
+			stores, err := volumeStores(c.StringSlice("volume-store"))
+			if err != nil {
 				return err
 			}
 			p := newProgress(os.Stderr)
@@ -42,7 +47,8 @@ func createCommand() *cli.Command {
 				h, err := engine.CreateVCH(ctx, cl, engine.VCHSpec{
 					Spec: vch.Spec{
 						Name: c.Args().First(), Compute: c.String("compute-resource"), ImageStore: c.String("image-store"),
-						CPUs: int32(c.Int("cpus")), MemoryMB: c.Int64("memory"),
+						VolumeStores: stores,
+						CPUs:         int32(c.Int("cpus")), MemoryMB: c.Int64("memory"),
 					},
 					Network: c.String("container-network"),
 				}, vch.Options{BootISO: iso, Progress: p.event})
@@ -83,13 +89,14 @@ func deleteCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Usage: "delete its containers first, running ones too"},
 			&cli.BoolFlag{Name: "images", Usage: "delete the images of its store first; those that another VCH's containers use are refused"},
+			&cli.BoolFlag{Name: "volumes", Usage: "delete the volumes of its stores first, with all that they hold; those that a VM has are refused"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
 				return err
 			}
 			return withClient(c, func(ctx context.Context, cl *vic.Client) error {
-				return engine.DeleteVCH(ctx, cl, c.Args().First(), engine.DeleteOptions{Force: c.Bool("force"), Images: c.Bool("images")})
+				return engine.DeleteVCH(ctx, cl, c.Args().First(), engine.DeleteOptions{Force: c.Bool("force"), Images: c.Bool("images"), Volumes: c.Bool("volumes")})
 			})
 		},
 	}

@@ -12,6 +12,8 @@ const (
 	// FormatVersion changes whenever the same layers would give other bytes than before. Names
 	// derived from layers (content identifiers of disks, keys of stores) should include it.
 	FormatVersion = 2
+	// GroupBlocks is the number of blocks in a block group: filesystems have whole groups.
+	GroupBlocks = groupBlocks
 	// RootDir is the directory that holds the image's tree.
 	RootDir = "rootfs"
 )

@@ -206,6 +206,13 @@ func (f *Files) CreateThinDisk(ctx context.Context, p string, size int64) error 
 	})
 }
 
+// ExtendDisk makes a thin disk larger, to the given size in bytes.
+func (f *Files) ExtendDisk(ctx context.Context, p string, size int64) error {
+	return f.task(ctx, "extend disk "+f.Path(p), func(ctx context.Context) (*object.Task, error) {
+		return object.NewVirtualDiskManager(f.s.Vim).ExtendVirtualDisk(ctx, f.Path(p), f.dc(), size/1024, types.NewBool(false))
+	})
+}
+
 // DeleteDisk deletes a disk as such, whatever its data is, and not its parents.
 // A descriptor says "not deletable" of a disk that has had children, and then
 // vSphere refuses; that is taken back first.

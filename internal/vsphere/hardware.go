@@ -36,6 +36,19 @@ func Disk(key, controller, unit int32, file, parent string, bytes int64) *types.
 	}
 }
 
+// ExistingDisk is a disk that is there already, at a datastore path, and that
+// snapshots of the VM leave alone. It has no capacity here: by that
+// object.VirtualDeviceList.ConfigSpec knows that none is to be made.
+func ExistingDisk(key, controller, unit int32, file string) *types.VirtualDisk {
+	return &types.VirtualDisk{VirtualDevice: types.VirtualDevice{
+		Key: key, ControllerKey: controller, UnitNumber: &unit,
+		Backing: &types.VirtualDiskFlatVer2BackingInfo{
+			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file},
+			DiskMode:                     string(types.VirtualDiskModeIndependent_persistent),
+		},
+	}}
+}
+
 // SATAController is the VM's first.
 func SATAController(key int32) *types.VirtualAHCIController {
 	return &types.VirtualAHCIController{VirtualSATAController: types.VirtualSATAController{

@@ -174,8 +174,8 @@ func (a *Attachment) Resize(rows, columns uint16) error {
 
 // outcome of waiting for the guest.
 type outcome struct {
-	status tether.Status
-	off    bool
+	Info
+	off bool
 }
 
 func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
@@ -193,7 +193,7 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 				return tether.Exit{}, fault.Wrap(op, a.vm.Ref(), fault.Of(vic.ErrUnknownOutcome, "the connection was lost, and the VM has been started again since"))
 			}
 			var connected bool
-			connected, exit, err = a.session(ctx, o.status)
+			connected, exit, err = a.session(ctx, o.Info)
 			if connected && err == nil {
 				return exit, nil
 			}
@@ -262,7 +262,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 		case power == types.VirtualMachinePowerStatePoweredOn:
 			seenOn = true
 			if fresh && st.HostKey != "" && len(st.Addresses) > 0 {
-				o.status, found = st, true
+				o.Info, found = info, true
 			}
 		case power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
 			o.off, found = true, true
@@ -311,8 +311,8 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 }
 
 // session attaches over the network and reports whether the guest was reached.
-func (a *Attachment) session(ctx context.Context, st tether.Status) (connected bool, exit tether.Exit, err error) {
-	t, err := a.vm.dial(ctx, st)
+func (a *Attachment) session(ctx context.Context, info Info) (connected bool, exit tether.Exit, err error) {
+	t, err := a.vm.dial(ctx, info)
 	if err != nil {
 		return false, exit, err
 	}
@@ -334,7 +334,7 @@ func (a *Attachment) session(ctx context.Context, st tether.Status) (connected b
 		return false, exit, err
 	}
 	a.mark("attached")
-	a.boot = st.Boot
+	a.boot = info.status.Boot
 	a.mu.Lock()
 	a.live = live
 	rows, columns := a.rows, a.columns

@@ -89,7 +89,9 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 	created := time.Now().UTC().Format(time.RFC3339Nano)
 	extra := []types.BaseOptionValue{
 		&types.OptionValue{Key: tether.ConfigKey, Value: string(doc)},
+		&types.OptionValue{Key: keyConfigSum, Value: configSum(string(doc))},
 		&types.OptionValue{Key: tether.StatusKey, Value: noStatus},
+		&types.OptionValue{Key: KeyReach, Value: Reach(s.NICs)},
 		&types.OptionValue{Key: keyID, Value: s.ID},
 		&types.OptionValue{Key: keyOwner, Value: s.Owner.ID},
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
@@ -119,8 +121,8 @@ func (s *Spec) annotation(cfg *tether.Config) string {
 	return fmt.Sprintf("Container %s of VCH %s\nimage: %s\ncommand: %.200q\nid: %s", s.Name, s.Owner.Name, s.ImageName, cfg.Process.Args, s.ID)
 }
 
-// devices are the VM's: a paravirtual SCSI controller with the root disk, a
-// SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
+// devices are the VM's: a paravirtual SCSI controller with the root disk and
+// the volumes', a SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
 func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	const scsiKey, sataKey = -100, -200
 	list := object.VirtualDeviceList{
@@ -129,6 +131,7 @@ func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 		vsphere.SATAController(sataKey),
 		vsphere.CD(-201, sataKey, s.Owner.BootISO),
 	}
+	list = append(list, s.volumeDisks(scsiKey)...)
 	for i, n := range s.NICs {
 		list = append(list, vsphere.Adapter(int32(-300-i), n.MAC, vsphere.Port{Name: n.Network.Name, Key: n.PortGroupKey, Switch: n.SwitchUUID}))
 	}

@@ -18,16 +18,19 @@ const (
 	// but a guest's clock may be off.
 	certificateLife = 10 * time.Minute
 	dialTime        = 5 * time.Second
+	dialAllTime     = 20 * time.Second // for all addresses of a guest
 )
 
 // Dial connects to the tether of a running container; the caller closes the
 // client. A container that does not run is vic.ErrState; a guest that has not
 // said yet where it can be reached, or does not answer there, is
-// vic.ErrUnavailable.
+// vic.ErrUnavailable; one that says that it is reached where no guest may be is
+// vic.ErrDenied.
 //
 // The guest must show the host key that it published by guestinfo. That key is
 // a claim of the guest: it proves that the network leads to that VM, not that
-// the VM is sound.
+// the VM is sound. A VM value that has dialled a boot of the guest takes no other
+// key of that boot.
 func (v *VM) Dial(ctx context.Context) (*tether.Client, error) {
 	const op = "reach container"
 	info, err := v.Inspect(ctx)
@@ -37,19 +40,26 @@ func (v *VM) Dial(ctx context.Context) (*tether.Client, error) {
 	if !info.On() {
 		return nil, fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "it is %s, not running", info.State))
 	}
-	t, err := v.dial(ctx, info.status)
+	t, err := v.dial(ctx, info)
 	return t, fault.Wrap(op, v.Ref(), err)
 }
 
-func (v *VM) dial(ctx context.Context, st tether.Status) (*tether.Client, error) {
-	return DialGuest(ctx, v.c, v.id, st)
+func (v *VM) dial(ctx context.Context, info Info) (*tether.Client, error) {
+	if err := v.view.pin(info.status); err != nil {
+		return nil, err
+	}
+	return dial(ctx, v.c, v.id, info.status, info.reach)
 }
 
 // DialGuest connects to the tether of the VM whose configuration has an ID, by
-// what the VM's status says; the caller closes the client. A guest that has not
-// said yet where it can be reached, or does not answer there, is
-// vic.ErrUnavailable.
-func DialGuest(ctx context.Context, c *vic.Client, id string, st tether.Status) (*tether.Client, error) {
+// what the VM's extraConfig says, that is tether.StatusKey and KeyReach; the
+// caller closes the client. A guest that has not said yet where it can be
+// reached, or does not answer there, is vic.ErrUnavailable.
+func DialGuest(ctx context.Context, c *vic.Client, id string, options map[string]string) (*tether.Client, error) {
+	return dial(ctx, c, id, parseStatus(options[tether.StatusKey]), parseReach(options[KeyReach]))
+}
+
+func dial(ctx context.Context, c *vic.Client, id string, st tether.Status, r reach) (*tether.Client, error) {
 	if st.HostKey == "" || len(st.Addresses) == 0 {
 		return nil, fault.Of(vic.ErrUnavailable, "the guest has not told yet where its tether can be reached")
 	}
@@ -57,8 +67,10 @@ func DialGuest(ctx context.Context, c *vic.Client, id string, st tether.Status) 
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	for _, address := range st.Addresses[:min(len(st.Addresses), 16)] {
+	ctx, cancel := context.WithTimeout(ctx, dialAllTime)
+	defer cancel()
+	addresses, errs := r.targets(c, st.Addresses)
+	for _, address := range addresses {
 		t, err := dialOne(ctx, c, address, tether.ClientConfig{Signer: signer, HostKey: st.HostKey, ID: id})
 		if err == nil {
 			return t, nil
@@ -68,7 +80,11 @@ func DialGuest(ctx context.Context, c *vic.Client, id string, st tether.Status) 
 			break
 		}
 	}
-	return nil, fault.As(vic.ErrUnavailable, errors.Join(errs...))
+	err = errors.Join(errs...)
+	if len(addresses) > 0 {
+		err = fault.As(vic.ErrUnavailable, err)
+	}
+	return nil, err
 }
 
 func dialOne(ctx context.Context, c *vic.Client, address string, cfg tether.ClientConfig) (*tether.Client, error) {

@@ -24,11 +24,14 @@ func (v *VM) task(ctx context.Context, op string, request func(context.Context) 
 }
 
 // Start powers the VM on. It returns when the VM is on, not when the process
-// runs. A container that runs already is vic.ErrState.
+// runs. A container that runs already is vic.ErrState; one of which a running
+// VM has a volume is vic.ErrInUse.
 func (v *VM) Start(ctx context.Context) error {
 	err := v.powerOn(ctx)
 	if err == nil {
 		v.starts.tell()
+	} else {
+		err = v.explainLock(ctx, err)
 	}
 	return fault.Wrap("start container", v.Ref(), err)
 }
@@ -58,7 +61,7 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 			return fault.Wrap(op, v.Ref(), err)
 		}
 	}
-	t, err := v.dial(ctx, info.status)
+	t, err := v.dial(ctx, info)
 	if err != nil {
 		if n == 9 && errors.Is(err, vic.ErrUnavailable) {
 			return v.powerOff(ctx, op)
@@ -123,7 +126,7 @@ func (v *VM) stop(ctx context.Context, op string, info Info, o *StopOptions) (In
 	}
 	wctx, cancel := context.WithTimeout(ctx, bound+slack)
 	defer cancel()
-	t, err := v.dial(wctx, info.status)
+	t, err := v.dial(wctx, info)
 	if err == nil {
 		_, err = t.Stop(wctx, o.Signal, grace)
 		t.Close()

@@ -34,7 +34,7 @@ func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEnt
 		}
 		return fault.Wrap(op, v.Ref(), v.diskLogs(ctx, o, f))
 	}
-	t, err := v.dial(ctx, info.status)
+	t, err := v.dial(ctx, info)
 	if err != nil {
 		return fault.Wrap(op, v.Ref(), err)
 	}

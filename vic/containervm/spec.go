@@ -14,7 +14,6 @@ import (
 	"net"
 	"path"
 	"regexp"
-	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -51,6 +50,10 @@ type Spec struct {
 	// Hostname defaults to the first twelve digits of the ID.
 	Hostname string
 
+	// Settings of the container's processes: capabilities, limits, kernel
+	// parameters, groups, names and resolver.
+	Settings tether.Settings
+
 	TTY           bool
 	Rows, Columns uint16
 	OpenStdin     bool
@@ -63,6 +66,13 @@ type Spec struct {
 	// the grace before SIGKILL (zero: ten seconds).
 	StopSignal  string
 	StopTimeout time.Duration
+
+	// Mounts beside the root.
+	Mounts []Mount
+	// ShmBytes is the size of /dev/shm (zero: 64 MiB). ReadOnlyRoot lets nobody
+	// write to the root; see tether.Config.
+	ShmBytes     int64
+	ReadOnlyRoot bool
 
 	// Restart says when the guest starts the process again by itself. It also
 	// says whether a VM that is off should run (see Info.ShouldRun).
@@ -93,6 +103,27 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
+func invalidName(name string) error {
+	return fault.Of(vic.ErrInvalid, "Name %q: want at most 63 letters, digits, '-', '_' or '.', beginning with a letter or digit", name)
+}
+
+func checkCPUs(n int32) error {
+	if n < 1 || n > 128 {
+		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", n)
+	}
+	return nil
+}
+
+func checkMemory(mb int64) error {
+	switch {
+	case mb < 64:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", mb)
+	case mb%4 != 0:
+		return fault.Of(vic.ErrInvalid, "MemoryMB %d: vSphere wants a multiple of 4", mb)
+	}
+	return nil
+}
+
 // complete checks the spec and fills in its defaults.
 func (s *Spec) complete() error {
 	if s.ID == "" {
@@ -114,21 +145,24 @@ func (s *Spec) complete() error {
 	case !idRE.MatchString(s.ID):
 		return fault.Of(vic.ErrInvalid, "ID %q: want 64 hexadecimal digits in lower case", s.ID)
 	case !nameRE.MatchString(s.Name):
-		return fault.Of(vic.ErrInvalid, "Name %q: want at most 63 letters, digits, '-', '_' or '.', beginning with a letter or digit", s.Name)
+		return invalidName(s.Name)
 	case s.Owner.ID == "" || s.Owner.Folder.ID == "" || s.Owner.Pool.ID == "":
 		return fault.Of(vic.ErrInvalid, "Owner: incomplete; take it from an open VCH")
 	case s.Root.Path == "" || s.Root.Bytes <= 0:
 		return fault.Of(vic.ErrInvalid, "Root: no disk; take it from an image of the VCH's store")
-	case s.CPUs < 1 || s.CPUs > 128:
-		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", s.CPUs)
-	case s.MemoryMB < 64:
-		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", s.MemoryMB)
-	case s.MemoryMB%4 != 0:
-		return fault.Of(vic.ErrInvalid, "MemoryMB %d: vSphere wants a multiple of 4", s.MemoryMB)
 	case len(s.NICs) == 0:
 		return fault.Of(vic.ErrUnsupported, "NICs: none: controllers reach the guest over its network, and no other carrier is there yet")
 	case len(s.NICs) > 10:
 		return fault.Of(vic.ErrInvalid, "NICs: %d: vSphere takes at most 10", len(s.NICs))
+	}
+	if err := s.checkMounts(); err != nil {
+		return err
+	}
+	if err := checkCPUs(s.CPUs); err != nil {
+		return err
+	}
+	if err := checkMemory(s.MemoryMB); err != nil {
+		return err
 	}
 	s.NICs = append([]vic.NIC(nil), s.NICs...)
 	for i := range s.NICs {
@@ -167,18 +201,23 @@ func (s *Spec) config() (*tether.Config, error) {
 		Root: tether.Disk{Unit: 0},
 		Process: tether.Process{
 			Args: append(append([]string{}, entry...), args...),
-			Env:  mergeEnv(img.Env, s.Env),
+			Env:  tether.MergeEnv(img.Env, s.Env),
 			Dir:  first(s.Dir, img.WorkingDir), User: first(s.User, img.User),
 			TTY: s.TTY, Rows: s.Rows, Columns: s.Columns,
 			OpenStdin: s.OpenStdin, StdinOnce: s.StdinOnce,
 		},
 		Hostname:    s.Hostname,
+		Settings:    s.Settings,
 		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
 		AwaitAttach: s.AwaitAttach,
 		Restart:     s.Restart, Health: s.Health, Log: s.Log,
 	}
 	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
 		c.Process.Dir = "/" + d
+	}
+	c.ShmBytes, c.ReadOnlyRoot = s.ShmBytes, s.ReadOnlyRoot
+	for _, m := range s.Mounts {
+		c.Mounts = append(c.Mounts, m.config(s.volumeUnits()))
 	}
 	for _, n := range s.NICs {
 		c.NICs = append(c.NICs, tether.NIC{MAC: n.MAC, Address: n.Address, Gateway: n.Gateway})
@@ -195,22 +234,4 @@ func first(a, b string) string {
 		return a
 	}
 	return b
-}
-
-// mergeEnv lets later settings of a variable replace earlier ones in place.
-func mergeEnv(lists ...[]string) []string {
-	var out []string
-	at := map[string]int{}
-	for _, l := range lists {
-		for _, kv := range l {
-			k, _, _ := strings.Cut(kv, "=")
-			if i, ok := at[k]; ok {
-				out[i] = kv
-				continue
-			}
-			at[k] = len(out)
-			out = append(out, kv)
-		}
-	}
-	return out
 }

@@ -57,8 +57,10 @@ type Info struct {
 	Name  string
 	Image string
 	// Args is the command line of the main process.
-	Args    []string
-	TTY     bool
+	Args []string
+	TTY  bool
+	// Mounts beside the root.
+	Mounts  []tether.Mount
 	Created time.Time
 	State   State
 	// Started is when the process was started last, and Finished when it ended
@@ -97,7 +99,8 @@ type Info struct {
 
 	status tether.Status
 	stop   tether.Stop
-	config string // tether.ConfigKey's document
+	config string // tether.ConfigKey's document, as it was written at creation
+	reach  reach
 }
 
 var infoProps = []string{"name", "runtime.powerState", "config.extraConfig", "guest.ipAddress"}
@@ -207,33 +210,24 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 	if m.Config == nil {
 		return info, ""
 	}
-	var stopped string
+	opt := map[string]string{}
 	for _, o := range m.Config.ExtraConfig {
 		kv := o.GetOptionValue()
-		s, _ := kv.Value.(string)
-		switch kv.Key {
-		case keyID:
-			info.ID = s
-		case keyOwner:
-			owner = s
-		case keyImage:
-			info.Image = s
-		case keyCreated:
-			info.Created, _ = time.Parse(time.RFC3339Nano, s)
-		case tether.ConfigKey:
-			info.config = s
-			var cfg tether.Config
-			if json.Unmarshal([]byte(s), &cfg) == nil {
-				info.Args, info.TTY = cfg.Process.Args, cfg.Process.TTY
-				info.Restart, info.stop = cfg.Restart, cfg.Stop
-			}
-		case tether.StatusKey:
-			info.status = parseStatus(s)
-		case keyStopped:
-			stopped = s
+		opt[kv.Key], _ = kv.Value.(string)
+	}
+	info.ID, owner, info.Image = opt[keyID], opt[keyOwner], opt[keyImage]
+	info.Created, _ = time.Parse(time.RFC3339Nano, opt[keyCreated])
+	info.status, info.reach = parseStatus(opt[tether.StatusKey]), parseReach(opt[KeyReach])
+	// The guest can write over its configuration, and then it says nothing.
+	if doc := opt[tether.ConfigKey]; configSum(doc) == opt[keyConfigSum] {
+		info.config = doc
+		var cfg tether.Config
+		if json.Unmarshal([]byte(doc), &cfg) == nil {
+			info.Args, info.TTY, info.Mounts = cfg.Process.Args, cfg.Process.TTY, cfg.Mounts
+			info.Restart, info.stop = cfg.Restart, cfg.Stop
 		}
 	}
-	info.Stopped = info.status.Boot != "" && stopped == info.status.Boot
+	info.Stopped = info.status.Boot != "" && opt[keyStopped] == info.status.Boot
 	if m.Guest != nil && m.Guest.IpAddress != "" {
 		info.IPs = []string{m.Guest.IpAddress}
 	}
@@ -243,8 +237,8 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 
 // parseStatus reads what a guest wrote; what is no status counts as none.
 func parseStatus(s string) tether.Status {
-	var st tether.Status
-	if len(s) > 64<<10 || json.Unmarshal([]byte(s), &st) != nil || st.Version != 1 {
+	st, err := tether.ParseStatus([]byte(s))
+	if err != nil {
 		return tether.Status{}
 	}
 	return st

@@ -2,6 +2,7 @@ package containervm
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/internal/vsphere"
+	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/tether"
 )
 
 // A view is what a VM value sees of its VM: one watch, which all that wait on
@@ -23,6 +26,23 @@ type view struct {
 	w    *vsphere.Watch
 	busy chan struct{} // closed when the one who opens a watch is done
 	ran  bool          // Start of this value has powered the VM on
+
+	boot, hostKey string // of the guest that was dialled last
+}
+
+// pin refuses a host key that is another than the same boot of the guest had
+// before: a boot has one, so somebody in the guest has written over it.
+func (w *view) pin(st tether.Status) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if st.HostKey == "" {
+		return nil
+	}
+	if w.boot == st.Boot && w.hostKey != st.HostKey {
+		return fault.As(vic.ErrDenied, fmt.Errorf("%w: its status named another one earlier in this boot", tether.ErrHostKey))
+	}
+	w.boot, w.hostKey = st.Boot, st.HostKey
+	return nil
 }
 
 // watchProps are what is watched of a VM: what tells its state. What changes

@@ -17,15 +17,17 @@ import (
 	"github.com/vicsdk/vic-go/vic/network"
 	"github.com/vicsdk/vic-go/vic/registry"
 	"github.com/vicsdk/vic-go/vic/vch"
+	"github.com/vicsdk/vic-go/vic/volumestore"
 )
 
 // An Engine runs containers in one VCH. Its methods may be called by several
 // goroutines. It holds nothing that must be closed.
 type Engine struct {
-	c      *vic.Client
-	host   *vch.VCH
-	images *imagestore.Store
-	reg    func(registry.Name) *registry.Options
+	c       *vic.Client
+	host    *vch.VCH
+	images  *imagestore.Store
+	volumes *volumestore.Store
+	reg     func(registry.Name) *registry.Options
 }
 
 // Options of an engine; nil means all defaults.
@@ -65,11 +67,14 @@ type DeleteOptions struct {
 	// Images deletes the images of the VCH's store first. One that another
 	// VCH's container uses is vic.ErrInUse.
 	Images bool
+	// Volumes deletes the volumes of the VCH's stores first. One that a VM has
+	// is vic.ErrInUse.
+	Volumes bool
 }
 
 // DeleteVCH deletes a VCH. One that is not there is no error.
 func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions) error {
-	if o.Force || o.Images {
+	if o.Force || o.Images || o.Volumes {
 		host, err := vch.Open(ctx, c, name)
 		switch {
 		case errors.Is(err, vic.ErrNotFound):
@@ -89,6 +94,11 @@ func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions)
 func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) error {
 	if o.Force {
 		if err := deleteContainers(ctx, c, host.Owner()); err != nil {
+			return err
+		}
+	}
+	if o.Volumes {
+		if err := deleteVolumes(ctx, c, host); err != nil {
 			return err
 		}
 	}
@@ -112,6 +122,23 @@ func empty(ctx context.Context, c *vic.Client, host *vch.VCH, o DeleteOptions) e
 		_, err = s.Prune(ctx, nil) // those without a name
 	}
 	return errors.Join(errs.ErrorOrNil(), err)
+}
+
+func deleteVolumes(ctx context.Context, c *vic.Client, host *vch.VCH) error {
+	s, err := volumestore.Open(c, host.Volumes())
+	if err != nil {
+		return err
+	}
+	all, err := s.List(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var errs *multierror.Error
+	for _, v := range all {
+		errs = multierror.Append(errs, s.Delete(ctx, v.Name()))
+	}
+	errs = multierror.Append(errs, s.Sweep(ctx))
+	return errs.ErrorOrNil()
 }
 
 func deleteContainers(ctx context.Context, c *vic.Client, o vic.Owner) error {
@@ -149,7 +176,11 @@ func Open(ctx context.Context, c *vic.Client, name string, o *Options) (*Engine,
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{c: c, host: host, images: images, reg: o.Registry}, nil
+	volumes, err := volumestore.Open(c, host.Volumes())
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{c: c, host: host, images: images, volumes: volumes, reg: o.Registry}, nil
 }
 
 // VCH that the engine runs containers in.
@@ -160,19 +191,30 @@ func (e *Engine) Images() *imagestore.Store { return e.images }
 
 // Pull brings an image into the VCH's store.
 func (e *Engine) Pull(ctx context.Context, name string, progress func(vic.Event)) (*imagestore.Image, error) {
-	n, err := registry.ParseName(name)
+	return e.PullWith(ctx, name, &imagestore.PullOptions{Progress: progress})
+}
+
+// PullWith is Pull with all of a pull's options.
+func (e *Engine) PullWith(ctx context.Context, name string, po *imagestore.PullOptions) (*imagestore.Image, error) {
+	n, src, err := e.source(name)
 	if err != nil {
 		return nil, err
+	}
+	return e.images.Pull(ctx, src, n.String(), po)
+}
+
+// source opens the registry that a name is of.
+func (e *Engine) source(name string) (registry.Name, *registry.Repository, error) {
+	n, err := registry.ParseName(name)
+	if err != nil {
+		return n, nil, err
 	}
 	var o *registry.Options
 	if e.reg != nil {
 		o = e.reg(n)
 	}
 	src, err := registry.Open(n, o)
-	if err != nil {
-		return nil, err
-	}
-	return e.images.Pull(ctx, src, n.String(), &imagestore.PullOptions{Progress: progress})
+	return n, src, err
 }
 
 // Image opens an image of the VCH's store by the name people use.

@@ -55,20 +55,22 @@ func (g helperGuest) Options(id string, nic vic.NIC) (map[string]string, error) 
 		return nil, err
 	}
 	// A key without a value is kept by nobody.
-	return map[string]string{tether.ConfigKey: string(doc), tether.StatusKey: "{}"}, nil
+	return map[string]string{
+		tether.ConfigKey: string(doc), tether.StatusKey: "{}", containervm.KeyReach: containervm.Reach([]vic.NIC{nic}),
+	}, nil
 }
 
 // Connect implements imagestore.Guest.
 func (g helperGuest) Connect(ctx context.Context, id string, options map[string]string) (imagestore.GuestConn, error) {
-	var st tether.Status
-	if err := json.Unmarshal([]byte(options[tether.StatusKey]), &st); err != nil {
+	st, err := tether.ParseStatus([]byte(options[tether.StatusKey]))
+	if err != nil {
 		return nil, fault.As(vic.ErrUnavailable, fmt.Errorf("its status: %w", err))
 	}
 	if st.State == tether.Failed {
 		return nil, fault.Of(vic.ErrState, "its guest says: %s", st.Error)
 	}
 	// Not returned as it is: a nil client is no nil interface.
-	t, err := containervm.DialGuest(ctx, g.c, id, st)
+	t, err := containervm.DialGuest(ctx, g.c, id, options)
 	if err != nil {
 		return nil, err
 	}

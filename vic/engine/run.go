@@ -23,11 +23,15 @@ type RunSpec struct {
 	Container containervm.Spec
 	// Health changes the image's health check.
 	Health HealthSpec
+	// Volumes by their names, beside Container.Mounts and those that the image
+	// wants at targets where nothing else is mounted.
+	Volumes []VolumeMount
 	// Streams of the main process; not used where Detach is set.
 	Streams tether.Streams
 	// Detach returns when the VM is on.
 	Detach bool
-	// Remove deletes the container after its end; it excludes Detach.
+	// Remove deletes the container after its end, and its anonymous volumes; it
+	// excludes Detach.
 	Remove bool
 	// Progress, or nil.
 	Progress func(vic.Event)
@@ -66,6 +70,24 @@ func (e *Engine) Create(ctx context.Context, s RunSpec) (*containervm.VM, error)
 }
 
 func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
+	if id := s.Container.ID; id != "" {
+		// Volumes are not made again for a container that is there.
+		if vm, err := containervm.Open(ctx, e.c, e.host.Owner(), id); err == nil || !errors.Is(err, vic.ErrNotFound) {
+			return vm, err
+		}
+	}
+	mounts, made, err := e.mounts(ctx, s, img)
+	if err == nil {
+		s.Container.Mounts = mounts
+		var vm *containervm.VM
+		if vm, err = e.createVM(ctx, s, img); err == nil {
+			return vm, nil
+		}
+	}
+	return nil, e.undoVolumes(ctx, made, err)
+}
+
+func (e *Engine) createVM(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
 	c := s.Container
 	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
 	if c.Health == nil {
@@ -112,7 +134,7 @@ func (e *Engine) Run(ctx context.Context, s RunSpec) (*containervm.VM, tether.Ex
 	if s.Remove {
 		dctx, cancel := vsphere.Detached(ctx)
 		defer cancel()
-		if e := vm.Delete(dctx, true); e != nil {
+		if e := e.Remove(dctx, vm, &RemoveOptions{Force: true, Volumes: true}); e != nil {
 			err = errors.Join(err, e)
 		}
 	}

@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/vmware/govmomi/view"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/fault"
@@ -85,25 +83,9 @@ type vmUse struct {
 	tops map[string][]string
 }
 
-// vms reads properties of the VMs of the datacenter.
-func (s *Store) vms(ctx context.Context, props ...string) ([]mo.VirtualMachine, error) {
-	v, err := view.NewManager(s.c.Vim()).CreateContainerView(ctx, types.ManagedObjectReference{Type: "Datacenter", Value: s.c.Datacenter().ID}, []string{"VirtualMachine"}, true)
-	if err != nil {
-		return nil, vsphere.Judge(err)
-	}
-	defer func() {
-		dctx, cancel := vsphere.Detached(ctx)
-		defer cancel()
-		_ = v.Destroy(dctx)
-	}()
-	var vms []mo.VirtualMachine
-	err = v.Retrieve(ctx, []string{"VirtualMachine"}, props, &vms)
-	return vms, vsphere.Judge(err)
-}
-
 // vmUse asks vSphere what the VMs of the datacenter use.
 func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
-	vms, err := s.vms(ctx, "name", "config.hardware.device")
+	vms, err := vsphere.VMs(ctx, s.c.Session(), "name", "config.hardware.device")
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +102,7 @@ func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
 				continue
 			}
 			top := true
-			for _, p := range backingChain(disk.Backing) {
+			for _, p := range vsphere.BackingChain(disk.Backing) {
 				name, file, err := vsphere.SplitPath(p)
 				if err != nil || name != ds || !strings.HasPrefix(file, layers) {
 					continue
@@ -135,34 +117,4 @@ func (s *Store) vmUse(ctx context.Context) (*vmUse, error) {
 		}
 	}
 	return out, nil
-}
-
-// backingChain lists a disk's file and those of its parents.
-func backingChain(b types.BaseVirtualDeviceBackingInfo) []string {
-	var out []string
-	for len(out) < 256 {
-		switch x := b.(type) {
-		case *types.VirtualDiskFlatVer2BackingInfo:
-			if x == nil {
-				return out
-			}
-			out = append(out, x.FileName)
-			b = x.Parent
-		case *types.VirtualDiskSparseVer2BackingInfo:
-			if x == nil {
-				return out
-			}
-			out = append(out, x.FileName)
-			b = x.Parent
-		case *types.VirtualDiskSeSparseBackingInfo:
-			if x == nil {
-				return out
-			}
-			out = append(out, x.FileName)
-			b = x.Parent
-		default:
-			return out
-		}
-	}
-	return out
 }

@@ -169,7 +169,7 @@ func (s *Store) adopt(ctx context.Context, src Source, name string, known []know
 	}
 	var img *Image
 	err = s.usingImage(ctx, f, func(ctx context.Context, s *Store) error {
-		top, err := s.layers(ctx, src, f, t)
+		top, err := s.layers(ctx, src, f, false, t)
 		if err != nil {
 			return err
 		}

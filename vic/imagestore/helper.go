@@ -483,7 +483,7 @@ func (s *Store) clearHelpers(ctx context.Context) error {
 	if len(left) == 0 {
 		return nil
 	}
-	vms, err := s.vms(ctx, "config.files.vmPathName")
+	vms, err := vsphere.VMs(ctx, s.c.Session(), "config.files.vmPathName")
 	if err != nil {
 		return err
 	}

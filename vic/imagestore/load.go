@@ -93,7 +93,7 @@ func (s *Store) loadArchive(ctx context.Context, r io.Reader, o LoadOptions, t *
 	for _, named := range []bool{false, true} {
 		for _, l := range all {
 			err := s.usingImage(ctx, l.found, func(ctx context.Context, s *Store) error {
-				top, err := s.layers(ctx, l.src, l.found, t)
+				top, err := s.layers(ctx, l.src, l.found, true, t)
 				if err != nil {
 					return err
 				}

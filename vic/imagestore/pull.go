@@ -21,6 +21,9 @@ type PullOptions struct {
 	// (for another pull that makes it), "download" (bytes of the registry), "apply", "upload" and "done". It is
 	// called by one goroutine at a time and not after Pull has returned.
 	Progress func(vic.Event)
+	// Verify looks at the disks of those layers that are there, and makes anew
+	// what is gone of them.
+	Verify bool
 }
 
 // Pull brings an image into the store under a name, which ends in a tag or a
@@ -36,7 +39,7 @@ func (s *Store) Pull(ctx context.Context, src Source, name string, o *PullOption
 	if o == nil {
 		o = &PullOptions{}
 	}
-	img, err := s.pull(ctx, src, name, &teller{op: op, f: o.Progress})
+	img, err := s.pull(ctx, src, name, o.Verify, &teller{op: op, f: o.Progress})
 	return img, fault.Wrap(op, vic.Ref{Kind: "image", Name: name}, err)
 }
 
@@ -62,7 +65,7 @@ func (t *teller) close() {
 	t.mu.Unlock()
 }
 
-func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*Image, error) {
+func (s *Store) pull(ctx context.Context, src Source, name string, verify bool, t *teller) (*Image, error) {
 	defer t.close()
 	ref, err := reference(name)
 	if err != nil {
@@ -74,7 +77,7 @@ func (s *Store) pull(ctx context.Context, src Source, name string, t *teller) (*
 	}
 	var img *Image
 	err = s.usingImage(ctx, f, func(ctx context.Context, s *Store) (err error) {
-		img, err = s.bring(ctx, src, name, f, t)
+		img, err = s.bring(ctx, src, name, f, verify, t)
 		return err
 	})
 	return img, err
@@ -94,8 +97,8 @@ func (s *Store) usingImage(ctx context.Context, f *found, do func(ctx context.Co
 }
 
 // bring makes what an image needs and then its records.
-func (s *Store) bring(ctx context.Context, src Source, name string, f *found, t *teller) (*Image, error) {
-	top, err := s.layers(ctx, src, f, t)
+func (s *Store) bring(ctx context.Context, src Source, name string, f *found, verify bool, t *teller) (*Image, error) {
+	top, err := s.layers(ctx, src, f, verify, t)
 	if err != nil {
 		return nil, err
 	}
@@ -108,12 +111,19 @@ func (s *Store) bring(ctx context.Context, src Source, name string, f *found, t 
 
 // layers makes sure that every layer of an image is in the store and returns
 // the top one. Those that others are making are waited for.
-func (s *Store) layers(ctx context.Context, src Source, f *found, t *teller) (*layer, error) {
+func (s *Store) layers(ctx context.Context, src Source, f *found, verify bool, t *teller) (*layer, error) {
 	chain := chainIDs(f.config.RootFS.DiffIDs)
 	dirs := s.dirs(f.config.RootFS.DiffIDs)
 	told := 0
 	for {
-		parent, n, err := s.present(ctx, chain)
+		whole := len(chain)
+		if verify {
+			var err error
+			if whole, err = s.intact(ctx, dirs); err != nil {
+				return nil, why(ctx, err)
+			}
+		}
+		parent, n, err := s.present(ctx, chain[:whole])
 		if err != nil {
 			return nil, why(ctx, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +37,8 @@ type State struct {
 	// GuestProxy is an HTTP proxy for CONNECT into the port groups' networks,
 	// with the same login: http://127.0.0.1:PORT.
 	GuestProxy string `json:"guestProxy"`
+	// GuestNetworks are the port groups' subnets.
+	GuestNetworks []netip.Prefix `json:"guestNetworks"`
 	// PID is the lab's process and Start its start time (/proc/PID/stat, field
 	// 22). Both are 0 in the file of a lab that has ended.
 	PID   int    `json:"pid"`
@@ -61,7 +64,7 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	s := State{
 		URL: e.URL.String(), User: e.User, Password: e.Password, Thumbprint: e.SHA256, ThumbprintSHA1: e.SHA1,
-		CA: string(e.CA), GuestProxy: proxy, PID: os.Getpid(), Start: start, Dir: l.opts.Dir,
+		CA: string(e.CA), GuestProxy: proxy, GuestNetworks: l.subnets(), PID: os.Getpid(), Start: start, Dir: l.opts.Dir,
 	}
 	if err := s.write(); err != nil {
 		return fmt.Errorf("lab: %w", err)

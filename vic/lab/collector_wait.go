@@ -105,7 +105,9 @@ func (h *collectorHandler) wait(ctx *simulator.Context, ref types.ManagedObjectR
 	w := c.enter()
 	defer c.leave(w)
 	for {
+		h.lab.sim.Lock() // see settled
 		set, fault := c.next(ctx, version, limit)
+		h.lab.sim.Unlock()
 		if set != nil || fault != nil || once {
 			return set, fault
 		}

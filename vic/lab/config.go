@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 
@@ -20,7 +21,7 @@ func (l *Lab) Config() (vic.Config, error) {
 	e := l.Endpoint()
 	a, err := vic.OpenAuthority(filepath.Join(l.Dir(), authorityFile))
 	return vic.Config{
-		URL: e.URL.String(), User: e.User, Password: e.Password, CA: e.CA, Authority: a,
+		URL: e.URL.String(), User: e.User, Password: e.Password, CA: e.CA, Authority: a, GuestNetworks: l.subnets(),
 		DialGuest: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if network != "tcp" {
 				return nil, fmt.Errorf("lab: guests are dialled by tcp, not by %q", network)
@@ -43,5 +44,14 @@ func (s State) Config() (vic.Config, error) {
 		return vic.Config{}, err
 	}
 	a, err := vic.OpenAuthority(filepath.Join(s.Dir, authorityFile))
-	return vic.Config{URL: s.URL, User: s.User, Password: s.Password, CA: []byte(s.CA), Authority: a, DialGuest: dial}, err
+	return vic.Config{URL: s.URL, User: s.User, Password: s.Password, CA: []byte(s.CA), Authority: a, DialGuest: dial, GuestNetworks: s.GuestNetworks}, err
+}
+
+// subnets of the port groups.
+func (l *Lab) subnets() []netip.Prefix {
+	var all []netip.Prefix
+	for _, n := range l.nets {
+		all = append(all, n.subnet)
+	}
+	return all
 }

@@ -30,6 +30,17 @@
 // that the guest gave them. "info-set guestinfo.ip A" is how VMware Tools
 // report an address: it sets guest.ipAddress and guest.net.
 //
+// # Restarts
+//
+// The inventory is kept in the lab's directory and is there again on the next
+// start, with the same references: folders, pools, VMs with their configuration
+// and extraConfig, custom fields, DHCP leases. What a client was told is there
+// even if the lab's process was killed right after. VMs that a killed lab left
+// running are taken over as they run; connections through their networks' gateways
+// are cut. VMs that ended with the lab, or meanwhile, are powered off, with a
+// VmPoweredOffEvent: those of a lab that was closed, and in a lab without QEMU
+// all. Sessions, tasks and older events are forgotten.
+//
 // # Disks
 //
 // A disk made through the API is a thin "vmfs" descriptor with a flat extent,

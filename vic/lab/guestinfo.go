@@ -60,7 +60,11 @@ func xmlText(s string) bool {
 
 // serveGuest answers a guest's RPC until the VM's end.
 func (l *Lab) serveGuest(conn net.Conn, m *machine, vm *simulator.VirtualMachine) {
-	_ = rpci.Serve(conn, func(request string) string { return l.guestRPC(vm, request) })
+	_ = rpci.Serve(conn, func(request string) string {
+		answer := l.guestRPC(vm, request)
+		l.journal.flush()
+		return answer
+	})
 }
 
 // guestRPC answers one request as VMware's hypervisor does.

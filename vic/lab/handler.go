@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/vmware/govmomi/simulator"
@@ -67,6 +68,7 @@ func (l *Lab) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 	if !supported[m.Name] {
 		return nil, notSupported("the method %s", m.Name)
 	}
+	touch(ctx, m)
 	kind := m.This.Type
 	if kind == "PropertyFilter" {
 		kind = "PropertyCollector"
@@ -140,6 +142,7 @@ type observer struct{ base }
 
 // PutObject notes the simulator's own tasks, which it would keep for ever.
 func (o *observer) PutObject(_ *simulator.Context, obj mo.Reference) {
+	o.lab.journal.mark(obj.Reference())
 	t, ok := obj.(*simulator.Task)
 	if !ok {
 		o.lab.sessions.collectors.entered(obj)
@@ -154,10 +157,14 @@ func (o *observer) PutObject(_ *simulator.Context, obj mo.Reference) {
 	ts.mu.Unlock()
 }
 
-func (o *observer) UpdateObject(_ *simulator.Context, obj mo.Reference, _ []types.PropertyChange) {
+func (o *observer) UpdateObject(_ *simulator.Context, obj mo.Reference, changes []types.PropertyChange) {
+	if slices.ContainsFunc(changes, func(c types.PropertyChange) bool { return c.Name != "recentTask" }) {
+		o.lab.journal.mark(obj.Reference())
+	}
 	o.lab.sessions.collectors.changed(obj.Reference())
 }
 
 func (o *observer) RemoveObject(_ *simulator.Context, ref types.ManagedObjectReference) {
+	o.lab.journal.mark(ref)
 	o.lab.sessions.collectors.left(ref)
 }

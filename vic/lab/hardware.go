@@ -209,7 +209,7 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, file
 		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,bus=pcie.0,chassis=%d,addr=0x%x", i, i+1, 8+i))
 	}
 	for _, n := range hw.nics {
-		a = append(a, "-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=fd,addr.str=%d", n.Key, files(n.Key)), "-device", nicArgument(n))
+		a = append(a, "-netdev", fmt.Sprintf("stream,id=net%d,server=on,addr.type=fd,addr.str=%d", n.Key, files(n.Key)), "-device", nicArgument(n))
 	}
 	for i, cd := range hw.cds {
 		d := fields{"driver": "ide-cd", "id": fmt.Sprintf("cd%d", i), "bus": fmt.Sprintf("ide.%d", i)}

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -171,13 +169,9 @@ func (l *Lab) plugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3) 
 	if q == nil {
 		return func() {}, nil
 	}
-	p, err := l.addNIC(ctx, q, m.ref.Value, n)
-	if err != nil {
+	if err := l.addNIC(ctx, q, m, n); err != nil {
 		return nil, vmConfigFault("%v", err)
 	}
-	q.mu.Lock()
-	q.ports[n.Key] = p
-	q.mu.Unlock()
 	return func() {
 		c, cancel := context.WithTimeout(context.Background(), unplugTime)
 		defer cancel()
@@ -196,41 +190,50 @@ func (l *Lab) unplugNIC(ctx context.Context, m *machine, n *types.VirtualVmxnet3
 	return func() { _, _ = l.plugNIC(context.Background(), m, n) }, nil
 }
 
-// addNIC adds an adapter to a running VM. QEMU connects to a socket of ours: an
-// open file passed to its monitor would not do, because it connects in a thread
-// that has no monitor (7.2, util/qemu-sockets.c, socket_get_fd).
-func (l *Lab) addNIC(ctx context.Context, q *qemu, vm string, n *types.VirtualVmxnet3) (*port, error) {
+// addNIC adds an adapter to a running VM. QEMU makes the socket itself: an open
+// file passed to its monitor would not do, because it listens in a thread that
+// has no monitor (7.2, util/qemu-sockets.c, socket_get_fd).
+func (l *Lab) addNIC(ctx context.Context, q *qemu, m *machine, n *types.VirtualVmxnet3) error {
 	ctx, cancel := context.WithTimeout(ctx, unplugTime)
 	defer cancel()
-	name := fmt.Sprintf("%s.net%d", vm, n.Key)
 	// The directory's open file, seen from another process, keeps the name
 	// within what a socket's may have.
-	path := fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), l.run.Fd(), name)
-	_ = os.Remove(filepath.Join(l.run.Name(), name))
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	defer ln.Close()
+	path := fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), l.run.Fd(), nicSocket(m.ref.Value, n.Key))
 	id := fmt.Sprintf("net%d", n.Key)
-	if _, err := q.qmp.do(ctx, "netdev_add", fields{"type": "stream", "id": id, "server": false, "addr": fields{"type": "unix", "path": path}}); err != nil {
-		return nil, err
+	if _, err := q.qmp.do(ctx, "netdev_add", fields{"type": "stream", "id": id, "server": true, "addr": fields{"type": "unix", "path": path}}); err != nil {
+		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
-	defer stop()
-	conn, err := ln.Accept()
+	undo := func() { _, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id}) }
+	var err error
+	for try := time.Millisecond; ; try *= 2 {
+		if err = l.plug(q, m, n); err == nil || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(try):
+		}
+	}
 	if err != nil {
-		_, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id})
-		return nil, fmt.Errorf("QEMU did not connect its network adapter: %w", err)
+		undo()
+		return fmt.Errorf("QEMU does not listen for its network adapter: %w", err)
 	}
-	p := newPort(conn)
 	if _, err := q.qmp.do(ctx, "device_add", nicDevice(n)); err != nil {
-		_, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id})
-		p.close()
-		return nil, fmt.Errorf("%w (a running VM has room for four more adapters)", err)
+		undo()
+		q.unplug(n.Key)
+		return fmt.Errorf("%w (a running VM has room for four more adapters)", err)
 	}
-	l.connectNIC(p, n)
-	return p, nil
+	return nil
+}
+
+// unplug ends the lab's end of a NIC.
+func (q *qemu) unplug(key int32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p := q.ports[key]; p != nil {
+		p.close()
+		delete(q.ports, key)
+	}
 }
 
 func (q *qemu) removeNIC(ctx context.Context, key int32) error {
@@ -238,12 +241,7 @@ func (q *qemu) removeNIC(ctx context.Context, key int32) error {
 		return err
 	}
 	_, err := q.qmp.do(ctx, "netdev_del", fields{"id": fmt.Sprintf("net%d", key)})
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if p := q.ports[key]; p != nil {
-		p.close()
-		delete(q.ports, key)
-	}
+	q.unplug(key)
 	return err
 }
 

@@ -49,6 +49,7 @@ func (l *Lab) build(ctx context.Context) error {
 		return fmt.Errorf("cluster: %w", err)
 	}
 	for i := range l.opts.Hosts {
+		l.align(hostNumbers + 30*int64(i))
 		t, err := cluster.AddHost(ctx, types.HostConnectSpec{HostName: fmt.Sprintf("host%d", i+1)}, true, nil, nil)
 		if err == nil {
 			err = t.Wait(ctx)
@@ -71,8 +72,13 @@ func (l *Lab) build(ctx context.Context) error {
 type roundTripper struct{ soap.RoundTripper }
 
 func (l *Lab) buildDatastores(ctx context.Context, c *vim25.Client, hosts []*object.HostSystem) error {
-	for _, name := range l.opts.Datastores {
+	// In the order of their references, which only grow.
+	for i, name := range l.places.Datastores {
 		s := l.stores[name]
+		if s == nil {
+			continue // the lab had it once
+		}
+		l.align(datastoreNumbers + 2*int64(i))
 		for _, h := range hosts {
 			sys, err := h.ConfigManager().DatastoreSystem(ctx)
 			if err != nil {
@@ -149,12 +155,13 @@ func (l *Lab) buildNetworks(ctx context.Context, cluster types.ManagedObjectRefe
 	if !ok {
 		return fmt.Errorf("no datacenter in the inventory")
 	}
-	for _, n := range l.opts.Networks {
-		if l.networkNamed(dc, n.Name) != nil {
+	for i, name := range l.places.Networks {
+		if l.nets[name] == nil || l.networkNamed(dc, name) != nil {
 			continue // the simulator makes "VM Network" with a datacenter
 		}
-		if err := sys.AddPortGroup(ctx, types.HostPortGroupSpec{Name: n.Name, VswitchName: vswitch}); err != nil {
-			return fmt.Errorf("network %q: %w", n.Name, err)
+		l.align(networkNumbers + int64(i))
+		if err := sys.AddPortGroup(ctx, types.HostPortGroupSpec{Name: name, VswitchName: vswitch}); err != nil {
+			return fmt.Errorf("network %q: %w", name, err)
 		}
 	}
 	for _, ref := range slices.Clone(dc.Network) {
@@ -203,6 +210,7 @@ func (l *Lab) networkNamed(dc *simulator.Datacenter, name string) *mo.Network {
 func (l *Lab) takeOver() {
 	l.override("SessionManager", &sessionHandler{l.newBase("session")})
 	l.override("PropertyCollector", &collectorHandler{l.newBase("collector")})
+	l.override("SearchIndex", &searchHandler{l.newBase("search"), l.reg.SearchIndex()})
 	l.override("Task", &taskHandler{l.newBase("task")})
 	l.override("FileManager", &fileHandler{l.newBase("file")})
 	l.override("VirtualDiskManager", &diskHandler{l.newBase("disk")})

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -41,6 +42,8 @@ type Lab struct {
 	nets         map[string]*network
 	networkNames map[types.ManagedObjectReference]string
 
+	journal  *journal
+	places   places
 	tasks    tasks
 	sessions sessions
 	locks    locks
@@ -64,8 +67,9 @@ type Lab struct {
 }
 
 // Start makes a lab over a directory and serves it until Close. ctx bounds the
-// start only. QEMUs that a killed lab left in the directory are ended first; a
-// second lab on the same directory is refused.
+// start only. The inventory is as it was when the directory's last lab ended.
+// VMs whose QEMUs a killed lab left running go on running; other VMs that were on
+// are powered off, with an event. A second lab on the same directory is refused.
 func Start(ctx context.Context, o Options) (*Lab, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -80,6 +84,9 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	l.closing, l.close = context.WithCancel(context.Background())
 	l.tasks = tasks{lab: l, running: map[types.ManagedObjectReference]*task{}}
 	l.tasks.ctx, l.tasks.end = context.WithCancel(context.Background())
+	// References of tasks are not used again by the next lab on the directory.
+	l.tasks.n.Store(time.Now().UnixMilli())
+	l.journal = &journal{lab: l, marked: map[types.ManagedObjectReference]bool{}}
 	if err := l.start(ctx); err != nil {
 		_ = l.Close()
 		return nil, fmt.Errorf("lab: %w", err)
@@ -105,9 +112,6 @@ func (l *Lab) start(ctx context.Context) error {
 	if l.run, err = os.Open(run); err != nil {
 		return err
 	}
-	if err := endLeftovers(run); err != nil {
-		return err
-	}
 	for _, n := range l.opts.Datastores {
 		if l.stores[n], err = openStore(l.opts.Dir, n); err != nil {
 			delete(l.stores, n)
@@ -122,10 +126,20 @@ func (l *Lab) start(ctx context.Context) error {
 		}
 		l.nets[n.Name] = w
 	}
+	if err := l.openJournal(); err != nil {
+		return err
+	}
 	if err := l.build(ctx); err != nil {
 		return err
 	}
+	running, err := l.restoreInventory()
+	if err != nil {
+		return err
+	}
 	l.takeOver()
+	if err := l.takeBack(ctx, running); err != nil {
+		return err
+	}
 	if err := l.listen(); err != nil {
 		return err
 	}
@@ -173,7 +187,7 @@ func passwordOf(dir, user string) string {
 }
 
 // Close ends every VM's QEMU, the servers and all goroutines. What is on the
-// datastores stays. A second Close does nothing.
+// datastores stays, and so does the inventory. A second Close does nothing.
 func (l *Lab) Close() error {
 	l.closed.Do(func() {
 		l.close()
@@ -203,6 +217,7 @@ func (l *Lab) Close() error {
 		}
 		wg.Wait()
 		l.wg.Wait()
+		l.journal.flush()
 		for _, n := range l.nets {
 			n.close()
 		}

@@ -75,6 +75,21 @@ func (l *locks) release(vm string, write, read []location) {
 	}
 }
 
+// rename goes on with a VM's locks under its new name.
+func (l *locks) rename(vm, name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.files {
+		if s.writer == vm {
+			s.writer = name
+		}
+		if n := s.readers[vm]; n > 0 {
+			delete(s.readers, vm)
+			s.readers[name] += n
+		}
+	}
+}
+
 func (s *lockState) anyone() string {
 	if s.writer != "" {
 		return s.writer

@@ -21,13 +21,14 @@ type machine struct {
 	busy bool
 	task types.ManagedObjectReference // the one that makes it busy
 
+	noted labState // see Lab.note
+
 	// What follows belongs to whoever holds power.
-	power    sync.Mutex
-	on       bool
-	q        *qemu           // nil where the lab boots nothing
-	write    []location      // files locked for the running VM
-	read     []location      //
-	bootKeys map[string]bool // keys of extraConfig at power-on
+	power sync.Mutex
+	on    bool
+	q     *qemu      // nil where the lab boots nothing
+	write []location // files locked for the running VM
+	read  []location
 }
 
 // take makes the machine busy with a task.

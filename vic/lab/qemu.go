@@ -20,12 +20,12 @@ import (
 
 // A qemu is a running VM's process.
 type qemu struct {
-	cmd     *exec.Cmd
+	kill    func()
 	qmp     *qmp
 	rpc     net.Conn
 	served  chan struct{} // closed when the guest RPC server has ended
-	record  string        // its file in run/
 	done    chan struct{} // closed when the process has ended
+	exit    string        // why it failed, when done is closed
 	stderr  tail
 	byGuest atomic.Bool // the guest asked for the end
 	asked   atomic.Bool // we did
@@ -53,46 +53,46 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 		files = nil
 	}
 	defer closeFiles()
-	dial := map[string]string{}
 	for _, name := range []string{"qmp", "rpc"} {
-		f, addr, err := l.socket(m.ref.Value + "." + name)
+		f, _, err := l.socket(m.ref.Value + "." + name)
 		if err != nil {
 			return nil, err
 		}
-		files, dial[name] = append(files, f), addr
+		files = append(files, f)
 	}
 	fd := map[int32]int{}
 	for _, n := range hw.nics {
-		p, f, err := l.plug(n)
+		f, _, err := l.socket(nicSocket(m.ref.Value, n.Key))
 		if err != nil {
-			q.unplugAll()
 			return nil, err
 		}
 		fd[n.Key] = 3 + len(files)
 		files = append(files, f)
-		q.ports[n.Key] = p
 	}
 	args := l.arguments(s, hw, boot, l.useKVM(ctx), func(key int32) int { return fd[key] })
 	args = append(args, "-D", l.marker(m.ref.Value))
-	q.cmd = exec.Command(l.opts.QEMU, args...)
-	q.cmd.ExtraFiles = files
-	q.cmd.Stdout, q.cmd.Stderr = &q.stderr, &q.stderr
+	cmd := exec.Command(l.opts.QEMU, args...)
+	cmd.ExtraFiles = files
+	cmd.Stdout, cmd.Stderr = &q.stderr, &q.stderr
 	// A Ctrl-C in the terminal is for the lab, which then ends its VMs.
-	q.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	l.logVM(hw.dir, "power on: %s %s", l.opts.QEMU, strings.Join(args, " "))
-	err = q.cmd.Start()
+	err = cmd.Start()
 	// From here on the sockets are QEMU's alone: if it ends, they close.
 	closeFiles()
 	if err != nil {
-		q.unplugAll()
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
+	q.kill = func() { _ = cmd.Process.Kill() }
 	go func() {
-		_ = q.cmd.Wait()
+		_ = cmd.Wait()
+		if !cmd.ProcessState.Success() {
+			q.exit = strings.TrimSpace(cmd.ProcessState.String() + " " + q.stderr.String())
+		}
 		close(q.done)
 	}()
-	if err := l.greet(ctx, q, m, vm, dial); err != nil {
-		_ = q.cmd.Process.Kill()
+	if err := l.greet(ctx, q, m, vm, hw); err != nil {
+		q.kill()
 		<-q.done
 		q.close()
 		if t := q.stderr.String(); t != "" {
@@ -103,23 +103,24 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 	return q, nil
 }
 
-// greet connects to a started QEMU and writes its record.
-func (l *Lab) greet(ctx context.Context, q *qemu, m *machine, vm *simulator.VirtualMachine, dial map[string]string) error {
+// greet connects to a QEMU that has its sockets.
+func (l *Lab) greet(ctx context.Context, q *qemu, m *machine, vm *simulator.VirtualMachine, hw *hardware) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := l.writeRecord(q, m.ref.Value); err != nil {
-		close(q.served)
-		return err
-	}
-	conn, err := net.Dial("unix", dial["qmp"])
+	conn, err := l.dialQEMU(m.ref.Value + ".qmp")
 	if err == nil {
 		q.qmp, err = openQMP(ctx, conn.(*net.UnixConn), q.onEvent(l, m, vm))
 		if err != nil {
 			_ = conn.Close()
 		}
 	}
+	for _, n := range hw.nics {
+		if err == nil {
+			err = l.plug(q, m, n)
+		}
+	}
 	if err == nil {
-		q.rpc, err = net.Dial("unix", dial["rpc"])
+		q.rpc, err = l.dialQEMU(m.ref.Value + ".rpc")
 	}
 	if err != nil {
 		close(q.served)
@@ -130,6 +131,14 @@ func (l *Lab) greet(ctx context.Context, q *qemu, m *machine, vm *simulator.Virt
 		l.serveGuest(q.rpc, m, vm)
 	}()
 	return nil
+}
+
+// nicSocket names the socket on which a VM's QEMU takes an adapter's frames.
+func nicSocket(vm string, key int32) string { return fmt.Sprintf("%s.net%d", vm, key) }
+
+// dialQEMU connects to a socket in run/, by the directory's open file.
+func (l *Lab) dialQEMU(name string) (net.Conn, error) {
+	return net.Dial("unix", fmt.Sprintf("/proc/self/fd/%d/%s", l.run.Fd(), name))
 }
 
 // onEvent keeps the inventory up to date with what happens in QEMU.
@@ -176,7 +185,7 @@ func (q *qemu) stop() {
 	select {
 	case <-q.done:
 	case <-ctx.Done():
-		_ = q.cmd.Process.Kill()
+		q.kill()
 		<-q.done
 	}
 }
@@ -191,9 +200,6 @@ func (q *qemu) close() {
 	}
 	<-q.served
 	q.unplugAll()
-	if q.record != "" {
-		_ = os.Remove(q.record)
-	}
 }
 
 func (q *qemu) unplugAll() {
@@ -207,10 +213,10 @@ func (q *qemu) unplugAll() {
 
 // failure says why the process ended when nobody asked for it.
 func (q *qemu) failure() string {
-	if q.asked.Load() || q.byGuest.Load() || q.cmd.ProcessState == nil || q.cmd.ProcessState.Success() {
+	if q.asked.Load() || q.byGuest.Load() {
 		return ""
 	}
-	return strings.TrimSpace(q.cmd.ProcessState.String() + " " + q.stderr.String())
+	return q.exit
 }
 
 // tail keeps the last 8 KiB that a process said.

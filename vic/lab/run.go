@@ -2,7 +2,6 @@ package lab
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,33 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A record is what run/VM.json tells of a QEMU.
-type record struct {
-	VM  string `json:"vm"`
-	PID int    `json:"pid"`
-	// Start is the process's start time in clock ticks since boot, field 22 of
-	// /proc/PID/stat: with it a process number names one process for good.
-	Start  uint64 `json:"start"`
-	Marker string `json:"marker"`
-}
-
 // marker is an argument of each QEMU's command line that no other process has:
 // its log file's path.
 func (l *Lab) marker(vm string) string { return filepath.Join(l.run.Name(), vm+".qemu.log") }
-
-func (l *Lab) writeRecord(q *qemu, vm string) error {
-	pid := q.cmd.Process.Pid
-	start, err := startOf(pid)
-	if err != nil {
-		return fmt.Errorf("QEMU ended at once: %w", err)
-	}
-	b, err := json.Marshal(record{vm, pid, start, l.marker(vm)})
-	if err != nil {
-		return err
-	}
-	q.record = filepath.Join(l.run.Name(), vm+".json")
-	return writeFile(q.record, b)
-}
 
 // startOf reads a process's start time.
 func startOf(pid int) (uint64, error) {
@@ -58,48 +33,57 @@ func startOf(pid int) (uint64, error) {
 	return strconv.ParseUint(f[19], 10, 64)
 }
 
-// endLeftovers ends the QEMUs that a killed lab left behind. They are found by
-// their marker among all processes, so that one that had no record yet is found
-// too; the records of the dead are removed.
-func endLeftovers(run string) error {
+// leftovers finds the QEMUs that a killed lab left behind among all processes, by
+// their marker: each one's process by the value of its VM's reference.
+func leftovers(run string) (map[string]int, error) {
 	ents, err := os.ReadDir("/proc")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	out := map[string]int{}
 	for _, e := range ents {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !marked(pid, run) {
+		if err != nil {
 			continue
 		}
-		if err := end(pid, run); err != nil {
-			return fmt.Errorf("end QEMU %d of an earlier lab: %w", pid, err)
+		if vm := marked(pid, run); vm != "" {
+			out[vm] = pid
 		}
 	}
-	left, err := os.ReadDir(run)
-	if err != nil {
-		return err
-	}
-	for _, e := range left {
-		if err := os.RemoveAll(filepath.Join(run, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return out, nil
 }
 
-// marked tells whether a process is a QEMU of the lab whose run directory this is.
-func marked(pid int, run string) bool {
+// marked returns the VM of a process that is a QEMU of the lab whose run directory
+// this is, and "" of others.
+func marked(pid int, run string) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
-		return false
+		return ""
 	}
 	args := strings.Split(string(b), "\x00")
 	for i := 1; i < len(args); i++ {
-		if args[i-1] == "-D" && filepath.Dir(args[i]) == run && strings.HasSuffix(args[i], ".qemu.log") {
-			return true
+		if vm, ok := strings.CutSuffix(filepath.Base(args[i]), ".qemu.log"); ok && args[i-1] == "-D" && filepath.Dir(args[i]) == run {
+			return vm
 		}
 	}
-	return false
+	return ""
+}
+
+// awaitEnd returns when the process of an open pidfd has ended, or false after
+// the given time; a negative one is for ever.
+func awaitEnd(fd int, patience time.Duration) (bool, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		ms := -1
+		if patience >= 0 {
+			ms = max(0, int(time.Until(deadline).Milliseconds()))
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return n > 0, err
+	}
 }
 
 // end kills a process and waits until it is gone. The process is held by its
@@ -114,23 +98,15 @@ func end(pid int, run string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if !marked(pid, run) {
+	if marked(pid, run) == "" {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds()))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return err
-		case n == 0:
-			return errors.New("it does not end")
-		default:
-			return nil
-		}
+	ended, err := awaitEnd(fd, 10*time.Second)
+	if err == nil && !ended {
+		err = errors.New("it does not end")
 	}
+	return err
 }

@@ -39,12 +39,12 @@ func (l *Lab) serve() {
 
 	l.svc.RegisterSDK(l.reg, l.reg.Path+"/vimService")
 	mux := http.NewServeMux()
-	sdk := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	sdk := l.durably(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		leave := l.sessions.enter(r)
 		defer leave()
 		r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
 		l.svc.ServeSDK(w, r)
-	})
+	}))
 	mux.Handle(l.reg.Path, sdk)
 	mux.Handle(l.reg.Path+"/vimService", sdk)
 	mux.HandleFunc(l.reg.Path+"/vimServiceVersions.xml", l.svc.ServiceVersions)

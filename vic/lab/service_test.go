@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,7 +21,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vmware/govmomi/event"
 	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -64,7 +71,7 @@ func TestBackground(t *testing.T) {
 	}
 	ok(t, lab.Down(t.Context(), dir))
 	s := up(t, dir, "NOQEMU=1")
-	if again := up(t, dir, "NOQEMU=1"); again != s {
+	if again := up(t, dir, "NOQEMU=1"); !reflect.DeepEqual(again, s) {
 		t.Errorf("a second Up started another lab: %+v, %+v", s, again)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil || st.Mode().Perm() != 0o600 {
@@ -118,41 +125,129 @@ func login2(t testing.TB, s lab.State) *client {
 	return loginTo(t, lab.Endpoint{URL: must(url.Parse(s.URL))(t), User: s.User, Password: s.Password, CA: []byte(s.CA)}, s.Dir)
 }
 
-// TestKill kills a lab that runs a VM and sees that the next one on its
-// directory ends the VM before anything else.
+// TestKill kills a lab that runs VMs and sees that the next one on its directory
+// takes them over: they have run on, and the lab has them in hand again.
 func TestKill(t *testing.T) {
 	dir := must(filepath.EvalSymlinks(t.TempDir()))(t)
 	s := up(t, dir)
 	c := login2(t, s)
 	c.bootISO()
-	g := c.boot(bootSpec("g", disk("", 32<<20, ""), nic("VM Network")))
+	sp := bootSpec("g", disk("", 32<<20, ""), nic("VM Network"))
+	sp.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.kept", Value: "old"}}
+	g := c.boot(sp)
 	g.want("", "write sda kept")
+	g.want("", "set guestinfo.kept new")
 	mac := g.do("nics")
 	g.want("", "addr %s 192.168.127.20/24 192.168.127.1", mac)
 	g.want("", "listen :7")
+	ok(t, g.vm.AddDevice(t.Context(), nic("VM Network"))) // one that QEMU made its socket for
+	hot := disk("[datastore1] hot.vmdk", 32<<20, "")
+	hot.ControllerKey = 1000
+	ok(t, g.vm.AddDevice(t.Context(), hot))
+	second := c.boot(bootSpec("second"))
 	cfg := must(s.Config())(t)
 	k, err := cfg.DialGuest(t.Context(), "tcp", "192.168.127.20:7")
 	ok(t, err)
 	if a := talk(t, k, "by proxy"); a != "by proxy" {
 		t.Errorf("echo %q", a)
 	}
-	if n := qemus(dir); n != 1 {
-		t.Fatalf("%d QEMUs, want 1", n)
-	}
+	before := c.props(g.vm)
 	ok(t, syscall.Kill(s.PID, syscall.SIGKILL))
 	waitGone(t, s)
+	if n := qemus(dir); n != 2 {
+		t.Fatalf("%d QEMUs after the lab was killed, want 2", n)
+	}
+	killQEMU(t, dir, second.vm.Reference().Value)
+
+	s = up(t, dir)
+	c = login2(t, s)
 	if n := qemus(dir); n != 1 {
-		t.Fatalf("%d QEMUs after the lab was killed, want 1", n)
+		t.Errorf("%d QEMUs after the next start, want 1", n)
 	}
-	l := start(t, lab.Options{Dir: dir})
+	g.client, second.client = c, c
+	g.vm, second.vm = object.NewVirtualMachine(c.Client.Client, g.vm.Reference()), object.NewVirtualMachine(c.Client.Client, second.vm.Reference())
+	after := c.props(g.vm)
+	for _, p := range []*mo.VirtualMachine{&before, &after} {
+		p.RecentTask = nil
+	}
+	if d := cmp.Diff(before, after, cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("the VM after the restart (-before +after):\n%s", d)
+	}
+	if p := c.props(second.vm); p.Runtime.PowerState != "poweredOff" || !has(c.events(second.vm), "VmPoweredOffEvent") {
+		t.Errorf("a VM that ended while no lab was up is %s, events %v", p.Runtime.PowerState, c.events(second.vm))
+	}
+	g.want("new", "get guestinfo.kept")
+	g.want("kept", "read sda")
+	cfg = must(s.Config())(t)
+	if k, err = cfg.DialGuest(t.Context(), "tcp", "192.168.127.20:7"); err != nil {
+		t.Error(err)
+	} else if a := talk(t, k, "again"); a != "again" {
+		t.Errorf("echo %q", a)
+	}
+	// Everything can be done with it.
+	devs := object.VirtualDeviceList(after.Config.Hardware.Device)
+	ok(t, g.vm.RemoveDevice(t.Context(), true, devs.FindByKey(2001)))
+	ok(t, g.vm.RemoveDevice(t.Context(), true, devs.FindByKey(4001)))
+	g.order("poweroff")
+	g.awaitOff()
+	if gi := c.guestinfo(g.vm); len(gi) != 1 || gi["guestinfo.kept"] != "new" {
+		t.Errorf("guestinfo after power-off: %v", gi)
+	}
 	if n := qemus(dir); n != 0 {
-		t.Errorf("%d QEMUs after the next start", n)
+		t.Errorf("%d QEMUs left", n)
 	}
-	c2 := login(t, l)
-	c2.mustCreate(spec("again", disk("[datastore1] g/g.vmdk", -1, "")))
-	if s := qemuIO(t, c2.path("g/g.vmdk"), "read -v 0 16"); !strings.Contains(s, "kept") {
+	ok(t, lab.Down(t.Context(), dir))
+	// A name is not given twice by labs, and a new VM is not an old one.
+	l := start(t, lab.Options{Dir: dir})
+	c = login(t, l)
+	vm := c.mustCreate(spec("third"))
+	if r := vm.Reference(); r == g.vm.Reference() || r == second.vm.Reference() {
+		t.Errorf("%s is another VM's reference", r)
+	}
+	_, err = c.create(spec("g"))
+	wantFault(t, err, &types.DuplicateName{})
+	if s := qemuIO(t, c.path("g/g.vmdk"), "read -v 0 16"); !strings.Contains(s, "kept") {
 		t.Error(s)
 	}
+}
+
+// killQEMU ends the QEMU of a VM, and waits for its end.
+func killQEMU(t *testing.T, dir, vm string) {
+	t.Helper()
+	pids := must(filepath.Glob("/proc/[0-9]*/cmdline"))(t)
+	for _, f := range pids {
+		b, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(b, []byte("\x00-D\x00"+dir+"/run/"+vm+".qemu.log")) {
+			continue
+		}
+		pid := must(strconv.Atoi(strings.Split(f, "/")[2]))(t)
+		ok(t, syscall.Kill(pid, syscall.SIGKILL))
+		for range 1000 {
+			if b, err := os.ReadFile(f); err != nil || len(b) == 0 {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	t.Fatalf("no QEMU of %s ended", vm)
+}
+
+func has(list []string, s string) bool { return slices.Contains(list, s) }
+
+// events are the types of a VM's events, oldest first.
+func (c *client) events(vm *object.VirtualMachine) []string {
+	c.t.Helper()
+	list, err := event.NewManager(c.Client.Client).QueryEvents(c.t.Context(), types.EventFilterSpec{
+		Entity:   &types.EventFilterSpecByEntity{Entity: vm.Reference(), Recursion: types.EventFilterSpecRecursionOptionSelf},
+		MaxCount: 1000,
+	})
+	ok(c.t, err)
+	var out []string
+	for _, e := range list {
+		out = append(out, reflect.TypeOf(e).Elem().Name())
+	}
+	slices.Reverse(out)
+	return out
 }
 
 func waitGone(t *testing.T, s lab.State) {
@@ -192,7 +287,7 @@ func TestGovc(t *testing.T) {
 		}
 		return out
 	}
-	has := func(out string, want ...string) {
+	contains := func(out string, want ...string) {
 		t.Helper()
 		for _, w := range want {
 			if !strings.Contains(out, w) {
@@ -200,16 +295,16 @@ func TestGovc(t *testing.T) {
 			}
 		}
 	}
-	has(govc("about"), "VMware vCenter Server")
-	has(govc("ls", "/dc1/host/cluster1"), "host1", "Resources")
+	contains(govc("about"), "VMware vCenter Server")
+	contains(govc("ls", "/dc1/host/cluster1"), "host1", "Resources")
 	govc("folder.create", "/dc1/vm/demo")
 	govc("pool.create", "/dc1/host/cluster1/Resources/demo")
 	govc("vm.create", "-on=false", "-folder", "/dc1/vm/demo", "-pool", "/dc1/host/cluster1/Resources/demo", "-g", "otherLinux64Guest",
 		"-c", "2", "-m", "128", "-disk.controller", "pvscsi", "-disk", "64M", "-net", "VM Network", "-net.adapter", "vmxnet3", "-iso", "boot.iso", "gv")
-	has(govc("device.ls", "-vm", "gv"), "pvscsi-1000", "disk-1000-0", "ethernet-0", "cdrom-")
-	has(govc("datastore.ls", "gv"), "gv.vmdk", "gv.vmx")
+	contains(govc("device.ls", "-vm", "gv"), "pvscsi-1000", "disk-1000-0", "ethernet-0", "cdrom-")
+	contains(govc("datastore.ls", "gv"), "gv.vmdk", "gv.vmx")
 	govc("vm.power", "-on", "gv")
-	has(govc("vm.info", "gv"), "poweredOn", "2 vCPU")
+	contains(govc("vm.info", "gv"), "poweredOn", "2 vCPU")
 	if n := qemus(l.Dir()); n != 1 {
 		t.Errorf("%d QEMUs, want 1", n)
 	}
@@ -220,7 +315,7 @@ func TestGovc(t *testing.T) {
 	if n := qemus(l.Dir()); n != 0 {
 		t.Errorf("%d QEMUs after power-off", n)
 	}
-	has(govc("events", "/dc1/vm/demo/gv"), "powered on", "powered off")
+	contains(govc("events", "/dc1/vm/demo/gv"), "powered on", "powered off")
 	govc("vm.destroy", "gv")
 	if out := govc("datastore.ls"); strings.Contains(out, "gv") {
 		t.Errorf("left: %s", out)
@@ -230,7 +325,7 @@ func TestGovc(t *testing.T) {
 	f := writeTemp(t, "f", []byte("content"))
 	govc("datastore.upload", f, "d/f")
 	govc("datastore.mv", "d/f", "d/g")
-	has(govc("datastore.tail", "d/g"), "content")
+	contains(govc("datastore.tail", "d/g"), "content")
 	govc("datastore.rm", "d")
 }
 
@@ -270,6 +365,25 @@ func TestOneTaskPerVM(t *testing.T) {
 func TestConcurrentCreations(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})
 	c := login(t, l)
+	// Whoever looks meanwhile sees whole VMs.
+	looking := make(chan struct{})
+	stop, over := context.WithCancel(t.Context())
+	reader := login(t, l)
+	go func() {
+		defer close(looking)
+		for stop.Err() == nil {
+			vms, err := reader.f.VirtualMachineList(t.Context(), "*")
+			if err != nil && !errors.As(err, new(*find.NotFoundError)) {
+				t.Error(err)
+				return
+			}
+			for _, vm := range vms {
+				if p := reader.props(vm); p.Config == nil || p.Config.Uuid == "" {
+					t.Errorf("%s is seen in the making", vm.InventoryPath)
+				}
+			}
+		}
+	}()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	made, dup := 0, 0
@@ -291,6 +405,8 @@ func TestConcurrentCreations(t *testing.T) {
 		}()
 	}
 	wg.Wait()
+	over()
+	<-looking
 	if made != 20 || dup != 20 {
 		t.Errorf("%d made and %d duplicates of 20 names asked for twice", made, dup)
 	}

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
-	"syscall"
 
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -117,26 +115,23 @@ type port struct {
 	seg *segment // nil: the cable is out
 }
 
-// plug makes a port for a NIC and the file that its QEMU inherits.
-func (l *Lab) plug(n *types.VirtualVmxnet3) (*port, *os.File, error) {
+// plug connects a NIC of a QEMU to its port group. QEMU listens, so that the next
+// lab on the directory can do so again.
+func (l *Lab) plug(q *qemu, m *machine, n *types.VirtualVmxnet3) error {
 	b, ok := n.Backing.(*types.VirtualEthernetCardNetworkBackingInfo)
 	if !ok || l.nets[b.DeviceName] == nil {
-		return nil, nil, fmt.Errorf("network adapter %d has no network", n.Key)
+		return fmt.Errorf("network adapter %d has no network", n.Key)
 	}
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	conn, err := l.dialQEMU(nicSocket(m.ref.Value, n.Key))
 	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "port"), os.NewFile(uintptr(fds[1]), "nic")
-	conn, err := net.FileConn(ours)
-	_ = ours.Close()
-	if err != nil {
-		_ = theirs.Close()
-		return nil, nil, err
+		return fmt.Errorf("network adapter %d: %w", n.Key, err)
 	}
 	p := newPort(conn)
 	l.connectNIC(p, n)
-	return p, theirs, nil
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ports[n.Key] = p
+	return nil
 }
 
 // connectNIC connects a new port to its NIC's port group.

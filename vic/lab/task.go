@@ -147,6 +147,7 @@ func (t *task) finish(res types.AnyType, fault types.BaseMethodFault) {
 			types.PropertyChange{Name: "info.result", Val: res},
 			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateSuccess})
 	}
+	t.lab.journal.flush()
 	t.update(c...)
 	t.mu.Lock()
 	delete(t.running, t.obj.Self)

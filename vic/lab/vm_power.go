@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
@@ -60,10 +61,8 @@ func (l *Lab) powerOn(ctx context.Context, t *task, m *machine, vm *simulator.Vi
 		return fault
 	}
 	t.progress(10)
-	m.write, m.read, m.bootKeys = hw.write, hw.read, map[string]bool{}
-	for k := range options(s.config.ExtraConfig) {
-		m.bootKeys[k] = true
-	}
+	m.write, m.read = hw.write, hw.read
+	l.note(m, func(n *labState) { n.BootKeys = sortedKeys(options(s.config.ExtraConfig)) })
 	if !l.opts.NoQEMU {
 		q, err := l.startQEMU(ctx, m, vm, s, hw)
 		if err != nil {
@@ -124,11 +123,12 @@ func (l *Lab) poweredOff(m *machine, vm *simulator.VirtualMachine, q *qemu, name
 	l.locks.release(name, m.write, m.read)
 	m.write, m.read = nil, nil
 	s := l.look(vm)
+	bootKeys := l.noted(m.ref).BootKeys
 	lc := l.context()
 	lc.WithLock(vm, func() {
 		var keep []types.BaseOptionValue
 		for _, o := range vm.Config.ExtraConfig {
-			if m.bootKeys[o.GetOptionValue().Key] {
+			if slices.Contains(bootKeys, o.GetOptionValue().Key) {
 				keep = append(keep, o)
 			}
 		}

@@ -256,10 +256,8 @@ func (c *Client) apply(ctx context.Context, q applyRequest, runs func(w io.Write
 		return 0, err
 	}
 	// A guest that refuses closes the channel after its answer.
-	b, err := io.ReadAll(io.LimitReader(ch, maxDocument+1))
+	b, err := readAnswer(ctx, ch)
 	switch {
-	case ctx.Err() != nil:
-		return 0, ctx.Err()
 	case err != nil:
 		return 0, err
 	case len(b) == 0 && w.err != nil:
@@ -272,6 +270,7 @@ func (c *Client) apply(ctx context.Context, q applyRequest, runs func(w io.Write
 		return 0, err
 	}
 	if a.Error != nil {
+		a.Error.Message = plain(a.Error.Message)
 		return 0, a.Error
 	}
 	if sum := w.digest(); a.Bytes != w.n || a.SHA256 != sum {

@@ -40,6 +40,7 @@ var ErrDetached = errors.New("detached")
 
 // An Attachment carries a process's streams until its end or Detach.
 type Attachment struct {
+	op       string
 	ch       ssh.Channel
 	run      attachedRun
 	detached chan struct{}
@@ -56,15 +57,20 @@ type Attachment struct {
 // process's standard input, or until an error, which leaves it open; a read
 // that waits at the attachment's end is not waited for.
 func (c *Client) Attach(ctx context.Context, o AttachOptions) (*Attachment, error) {
-	ch, requests, err := c.open(ctx, channelAttach, attachRequest{Replay: o.Replay, Stdin: o.Stdin != nil, Run: o.Run, Skip: o.Skip})
+	return c.attach(ctx, channelAttach, attachRequest{Replay: o.Replay, Stdin: o.Stdin != nil, Run: o.Run, Skip: o.Skip}, "attach", o.Streams)
+}
+
+// attach opens a channel that carries a process's streams.
+func (c *Client) attach(ctx context.Context, kind string, request any, op string, s Streams) (*Attachment, error) {
+	ch, requests, err := c.open(ctx, kind, request)
 	if err != nil {
-		return nil, fmt.Errorf("tether: attach: %w", err)
+		return nil, fmt.Errorf("tether: %s: %w", op, err)
 	}
-	a := &Attachment{ch: ch, detached: make(chan struct{}), done: make(chan struct{})}
-	go a.carry(o.Streams, requests)
-	if o.Stdin != nil {
+	a := &Attachment{op: op, ch: ch, detached: make(chan struct{}), done: make(chan struct{})}
+	go a.carry(s, requests)
+	if s.Stdin != nil {
 		go func() {
-			if _, err := io.Copy(ch, o.Stdin); err == nil {
+			if _, err := io.Copy(ch, s.Stdin); err == nil {
 				_ = a.CloseStdin()
 			}
 		}()
@@ -104,9 +110,9 @@ func (a *Attachment) carry(s Streams, requests <-chan *ssh.Request) {
 	}
 	switch {
 	case failed != nil:
-		a.err = fmt.Errorf("tether: attach: %w", failed)
+		a.err = fmt.Errorf("tether: %s: %w", a.op, failed)
 	case ended != nil:
-		a.err = fmt.Errorf("tether: attach: %w", ended)
+		a.err = fmt.Errorf("tether: %s: %w", a.op, ended)
 	}
 }
 
@@ -132,9 +138,11 @@ func (a *Attachment) requests(requests <-chan *ssh.Request) (Exit, error) {
 			case derr != nil:
 				err = derr
 			case doc.Error != nil:
+				doc.Error.Message = plain(doc.Error.Message)
 				err = doc.Error
 			case doc.Exit != nil:
-				exit, err = *doc.Exit, nil
+				err = doc.Exit.check()
+				exit = *doc.Exit
 			}
 		}
 		if r.WantReply {
@@ -184,6 +192,18 @@ func (a *Attachment) Resize(rows, columns uint16) error {
 		ssh.Marshal(windowChange{Columns: uint32(columns), Rows: uint32(rows)}))
 	if err != nil {
 		return fmt.Errorf("tether: resize: %w", err)
+	}
+	return nil
+}
+
+// Signal sends a signal by name, such as SIGINT, to the process that the
+// attachment is of. It does not wait for the guest.
+func (a *Attachment) Signal(name string) error {
+	if _, err := SignalNumber(name); err != nil {
+		return fmt.Errorf("tether: signal: %w", err)
+	}
+	if _, err := a.ch.SendRequest("signal", false, ssh.Marshal(signalName{name})); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("tether: signal: %w", err)
 	}
 	return nil
 }

@@ -33,6 +33,8 @@ type Client struct {
 	conn ssh.Conn
 	done chan struct{} // closed when the connection has ended
 	quit chan struct{} // closed when the keep-alive loop has ended
+
+	slots chan struct{} // of open channels
 }
 
 // NewClient greets the guest at the other end of conn, for at most ten seconds
@@ -72,7 +74,7 @@ func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, err
 		return nil, fmt.Errorf("tether: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{})
-	cl := &Client{conn: sc, done: make(chan struct{}), quit: make(chan struct{})}
+	cl := &Client{conn: sc, done: make(chan struct{}), quit: make(chan struct{}), slots: make(chan struct{}, maxChannels)}
 	go ssh.DiscardRequests(requests)
 	go func() {
 		for n := range channels {
@@ -143,39 +145,6 @@ func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// open opens a channel within ctx.
-func (c *Client) open(ctx context.Context, kind string, params any) (ssh.Channel, <-chan *ssh.Request, error) {
-	b, err := json.Marshal(params)
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(b) > maxDocument {
-		return nil, nil, fmt.Errorf("%w: %d bytes of parameters, more than %d", ErrInvalid, len(b), maxDocument)
-	}
-	type opened struct {
-		ch       ssh.Channel
-		requests <-chan *ssh.Request
-		err      error
-	}
-	result := make(chan opened, 1)
-	go func() {
-		ch, requests, err := c.conn.OpenChannel(kind, b)
-		result <- opened{ch, requests, err}
-	}()
-	select {
-	case o := <-result:
-		return o.ch, o.requests, o.err
-	case <-ctx.Done():
-		go func() {
-			if o := <-result; o.err == nil {
-				go ssh.DiscardRequests(o.requests)
-				_ = o.ch.Close()
-			}
-		}()
-		return nil, nil, ctx.Err()
-	}
-}
-
 // call sends one request and reads its answer into result, which may be nil.
 func (c *Client) call(ctx context.Context, method string, params, result any) error {
 	b, err := json.Marshal(params)
@@ -187,13 +156,9 @@ func (c *Client) call(ctx context.Context, method string, params, result any) er
 		return fmt.Errorf("tether: %s: %w", method, err)
 	}
 	go ssh.DiscardRequests(requests)
-	stop := context.AfterFunc(ctx, func() { _ = ch.Close() })
-	defer stop()
 	defer ch.Close()
-	b, err = io.ReadAll(io.LimitReader(ch, maxDocument+1))
+	b, err = readAnswer(ctx, ch)
 	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("tether: %s: %w", method, ctx.Err())
 	case err != nil:
 		return fmt.Errorf("tether: %s: %w", method, err)
 	case len(b) == 0:
@@ -204,6 +169,7 @@ func (c *Client) call(ctx context.Context, method string, params, result any) er
 		return fmt.Errorf("tether: %s: %w", method, err)
 	}
 	if a.Error != nil {
+		a.Error.Message = plain(a.Error.Message)
 		return fmt.Errorf("tether: %s: %w", method, a.Error)
 	}
 	if result == nil {
@@ -230,6 +196,9 @@ func (c *Client) Signal(ctx context.Context, name string) error {
 func (c *Client) Stop(ctx context.Context, signal string, grace time.Duration) (Exit, error) {
 	var e Exit
 	err := c.call(ctx, methodStop, stopParams{signal, grace}, &e)
+	if err == nil {
+		err = e.check()
+	}
 	return e, err
 }
 
@@ -243,6 +212,9 @@ func (c *Client) Resize(ctx context.Context, rows, columns uint16) error {
 func (c *Client) Wait(ctx context.Context) (Exit, error) {
 	var e Exit
 	err := c.call(ctx, methodWait, struct{}{}, &e)
+	if err == nil {
+		err = e.check()
+	}
 	return e, err
 }
 
@@ -250,6 +222,9 @@ func (c *Client) Wait(ctx context.Context) (Exit, error) {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	err := c.call(ctx, methodStatus, struct{}{}, &s)
+	if err == nil {
+		err = s.check()
+	}
 	return s, err
 }
 
@@ -265,6 +240,9 @@ func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
 func (c *Client) Health(ctx context.Context) (HealthStatus, error) {
 	var h HealthStatus
 	err := c.call(ctx, methodHealth, struct{}{}, &h)
+	if err == nil {
+		err = h.check()
+	}
 	return h, err
 }
 
@@ -286,7 +264,7 @@ func (c *Client) Logs(ctx context.Context, o LogOptions) (*LogReader, error) {
 		whole <- end
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = ch.Close() })
-	l := NewLogReader(&logStream{r: ch, whole: whole, canceled: ctx.Err})
+	l := NewLogReader(&logStream{ch: ch, whole: whole, canceled: ctx.Err})
 	l.close = func() error {
 		stop()
 		_ = ch.Close() // The guest may have closed it before.
@@ -298,7 +276,7 @@ func (c *Client) Logs(ctx context.Context, o LogOptions) (*LogReader, error) {
 // logStream tells a log's end from a connection's: both are an io.EOF of the
 // channel.
 type logStream struct {
-	r        io.Reader
+	ch       ssh.Channel
 	whole    <-chan bool
 	canceled func() error
 	err      error
@@ -308,16 +286,28 @@ func (s *logStream) Read(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	n, err := s.r.Read(p)
-	if err == io.EOF {
-		switch whole := <-s.whole; {
-		case whole:
-		case s.canceled() != nil:
-			err = fmt.Errorf("tether: logs: %w", s.canceled())
-		default:
-			err = fmt.Errorf("tether: logs: %w", io.ErrUnexpectedEOF)
+	n, err := s.ch.Read(p)
+	if err == io.EOF && !s.complete() {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && err != io.EOF {
+		if c := s.canceled(); c != nil {
+			err = c
 		}
+		err = fmt.Errorf("tether: logs: %w", err)
 	}
 	s.err = err
 	return n, err
+}
+
+// complete tells, after the log's last byte, whether the guest said that it was.
+func (s *logStream) complete() bool {
+	t := time.NewTimer(closeWait)
+	defer t.Stop()
+	select {
+	case whole := <-s.whole:
+		return whole
+	case <-t.C:
+		return false
+	}
 }

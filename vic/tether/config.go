@@ -39,12 +39,21 @@ type Config struct {
 	Process Process `json:"process"`
 	// Hostname of the container.
 	Hostname string `json:"hostname"`
+	// Settings of the container's processes.
+	Settings Settings `json:"settings,omitzero"`
 	// NICs in the order eth0, eth1, …
 	NICs []NIC `json:"nics,omitempty"`
 	// DNS servers and search domains for /etc/resolv.conf, beside those that
 	// DHCP brings.
 	DNS    []netip.Addr `json:"dns,omitempty"`
 	Search []string     `json:"search,omitempty"`
+	// Mounts beside the root and what every container has.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// ShmBytes is the size of /dev/shm; 0 is 64 MiB.
+	ShmBytes int64 `json:"shmBytes,omitempty"`
+	// ReadOnlyRoot lets nobody write to the root. Mounts, /dev, and the files in
+	// /etc that the tether keeps are what they are without it.
+	ReadOnlyRoot bool `json:"readOnlyRoot,omitempty"`
 	// Stop says how to end the process.
 	Stop Stop `json:"stop"`
 	// Restart says when the guest starts the process again by itself.
@@ -158,6 +167,12 @@ func (c *Config) Validate() error {
 		if k, _, ok := strings.Cut(s, "="); !ok || k == "" || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("process.env[%d]: %.40q is not KEY=value", i, s)
 		}
+	}
+	if err := c.validateMounts(); err != nil {
+		return err
+	}
+	if err := c.Settings.validate(); err != nil {
+		return fmt.Errorf("settings.%w", err)
 	}
 	return c.validateNICs()
 }

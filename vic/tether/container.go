@@ -27,9 +27,11 @@ type Main interface {
 // Finished), and Reached; a Server serves what they tell. Methods may be called
 // by several goroutines.
 type Container struct {
-	config Config
+	config  Config
+	pausing sync.Mutex // held while freezing and thawing; taken before mu
 
 	mu       sync.Mutex
+	freezer  Freezer // of a container that is paused
 	status   Status
 	exit     Exit
 	health   *HealthStatus
@@ -180,6 +182,7 @@ func (c *Container) ended(e Exit, started, at time.Time) {
 	c.past[r.number] = e
 	delete(c.past, r.number-pastRuns)
 	r.process, r.exit = nil, e
+	c.freezer, s.Paused = nil, false
 	if c.stopping != nil {
 		c.stopping.Stop()
 	}
@@ -283,7 +286,13 @@ func (c *Container) Signal(name string) error {
 	if p == nil {
 		return fmt.Errorf("%w (it is %s)", ErrNotRunning, state)
 	}
-	return p.Signal(n)
+	if err := p.Signal(n); err != nil {
+		return err
+	}
+	// As docker kill does: a paused container could not act on the signal.
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
 
 // IsMeantBy tells whether a signal to the main process means that it is to stop
@@ -349,7 +358,9 @@ func (c *Container) Stop(signal string, grace time.Duration) error {
 	if err := p.Signal(n); err != nil && !errors.Is(err, ErrNotRunning) {
 		return err
 	}
-	return nil
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
+	return c.thaw()
 }
 
 // feed writes attachers' input to the process. What one attacher has handed

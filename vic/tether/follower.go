@@ -16,16 +16,17 @@ var errOutputLost = errors.New("output lost: the attacher fell behind and the lo
 // A follower reads the output of one run of a Recorder: from memory while it
 // keeps up, and from the log file where it does not.
 type follower struct {
-	r     *Recorder
-	run   *bounds
-	began [3]int64 // first byte of each stream that a replay brings
-	wake  chan struct{}
-	seq   int64    // number of the next chunk
-	pos   [3]int64 // next byte of each stream
-	log   *LogReader
-	at    [3]int64 // position of log's next entry in the streams
-	limit int64    // where log ends in the file
-	held  LogEntry // read from log, of another stream than what was asked for
+	r   *Recorder
+	run *bounds
+	// lacking is how much of the run's beginning a replay cannot bring.
+	lacking [2]int64
+	wake    chan struct{}
+	seq     int64    // number of the next chunk
+	pos     [3]int64 // next byte of each stream
+	log     *LogReader
+	at      [3]int64 // position of log's next entry in the streams
+	limit   int64    // where log ends in the file
+	held    LogEntry // read from log, of another stream than what was asked for
 }
 
 // follow starts at a run's byte of each stream, or at the present.
@@ -46,11 +47,11 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 			if skip == [3]int64{} {
 				f.pos = r.oldest(f.run.start, end)
 			}
+			f.lacking = [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
 			for s := range f.pos {
 				f.pos[s] += skip[s]
 				ok = ok && skip[s] >= 0 && f.pos[s] <= end[s]
 			}
-			f.began = f.pos
 		}
 	}
 	r.mu.Unlock()
@@ -86,11 +87,6 @@ func (r *Recorder) oldest(start, end [3]int64) [3]int64 {
 		at[s] = min(max(at[s], start[s]), end[s])
 	}
 	return at
-}
-
-// skipped tells what a replay lacks of its run's beginning.
-func (f *follower) skipped() [2]int64 {
-	return [2]int64{f.began[Stdout] - f.run.start[Stdout], f.began[Stderr] - f.run.start[Stderr]}
 }
 
 // done tells that the follower has read all of its run. The recorder is locked.

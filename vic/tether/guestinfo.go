@@ -34,3 +34,55 @@ func ParseConfig(b []byte) (*Config, error) {
 	}
 	return c, nil
 }
+
+// Bounds of what is taken of a guest's word on itself.
+const (
+	maxAddresses = 16
+	maxStages    = 64
+)
+
+// ParseStatus reads what stands under StatusKey. It is a guest's claim: what no
+// tether writes is an error, and texts come without control characters.
+func ParseStatus(b []byte) (Status, error) {
+	var s Status
+	if err := decode(StatusKey, b, &s); err != nil {
+		return Status{}, err
+	}
+	if err := s.check(); err != nil {
+		return Status{}, fmt.Errorf("%s: %w", StatusKey, err)
+	}
+	return s, nil
+}
+
+func (s *Status) check() error {
+	switch {
+	case s.Version != 1:
+		return fmt.Errorf("%w: version: %d is not 1", ErrInvalid, s.Version)
+	case s.Boot == "" || len(s.Boot) > 64:
+		return fmt.Errorf("%w: boot: not 1 to 64 bytes", ErrInvalid)
+	case len(s.HostKey) > 1024:
+		return fmt.Errorf("%w: hostKey: more than 1024 bytes", ErrInvalid)
+	case len(s.Addresses) > maxAddresses:
+		return fmt.Errorf("%w: addresses: %d, more than %d", ErrInvalid, len(s.Addresses), maxAddresses)
+	case s.ExitCode < 0 || s.ExitCode > 255:
+		return fmt.Errorf("%w: exitCode: %d is not between 0 and 255", ErrInvalid, s.ExitCode)
+	case s.Restarts < 0 || s.OOMKills < 0:
+		return fmt.Errorf("%w: restarts, oomKills: negative", ErrInvalid)
+	case len(s.Runs) > statusRuns:
+		return fmt.Errorf("%w: runs: %d, more than %d", ErrInvalid, len(s.Runs), statusRuns)
+	case s.Health != nil && s.Health.check() != nil:
+		return s.Health.check()
+	case len(s.Timeline) > maxStages:
+		return fmt.Errorf("%w: timeline: %d stages, more than %d", ErrInvalid, len(s.Timeline), maxStages)
+	}
+	for i, r := range s.Runs {
+		if r.ExitCode < 0 || r.ExitCode > 255 {
+			return fmt.Errorf("%w: runs[%d].exitCode: %d is not between 0 and 255", ErrInvalid, i, r.ExitCode)
+		}
+	}
+	s.Error = plain(s.Error)
+	for i := range s.Timeline {
+		s.Timeline[i].Name = plain(s.Timeline[i].Name)
+	}
+	return nil
+}

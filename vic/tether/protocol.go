@@ -16,6 +16,7 @@ const (
 	domain        = "@vicsdk.github.com"
 	channelAttach = "attach" + domain
 	channelCall   = "call" + domain
+	channelExec   = "exec" + domain
 	channelLogs   = "logs" + domain
 	channelApply  = "apply" + domain
 	requestExit   = "exit" + domain
@@ -97,6 +98,17 @@ const (
 	methodTimeline = "timeline"
 	methodHealth   = "health"
 	methodPowerOff = "poweroff"
+
+	methodPause   = "pause"
+	methodUnpause = "unpause"
+	methodTop     = "top"
+	methodStats   = "stats"
+
+	methodExec        = "exec" // detached
+	methodExecCreate  = "exec-create"
+	methodExecInspect = "exec-inspect"
+	methodExecs       = "execs"
+	methodExecResize  = "exec-resize"
 )
 
 type signalParams struct {
@@ -132,15 +144,25 @@ var (
 	ErrNotRunning = errors.New("the container's process is not running")
 	// ErrInvalid: an argument cannot be right.
 	ErrInvalid = errors.New("invalid argument")
+	// ErrPaused: the container's processes are frozen.
+	ErrPaused = errors.New("the container is paused: unpause it first")
+	// ErrNotFound: the guest knows no such thing.
+	ErrNotFound = errors.New("not found")
 	// ErrUnsupported: this guest or this container cannot do that.
 	ErrUnsupported = errors.New("not supported")
 )
 
 // RemoteError is an error that the guest answered.
 type RemoteError struct {
-	// Code is "not-running", "invalid", "unsupported" or "failed".
+	// Code is one of codes, or "failed".
 	Code    string `json:"code"`
 	Message string `json:"message"`
+}
+
+// codes are what the sentinels travel as.
+var codes = map[string]error{
+	"not-running": ErrNotRunning, "invalid": ErrInvalid, "unsupported": ErrUnsupported,
+	"paused": ErrPaused, "not-found": ErrNotFound,
 }
 
 // Error returns the guest's message.
@@ -148,26 +170,16 @@ func (e *RemoteError) Error() string { return "guest: " + e.Message }
 
 // Is matches the sentinel of the error's code.
 func (e *RemoteError) Is(target error) bool {
-	switch e.Code {
-	case "not-running":
-		return target == ErrNotRunning
-	case "invalid":
-		return target == ErrInvalid
-	case "unsupported":
-		return target == ErrUnsupported
-	}
-	return false
+	known, ok := codes[e.Code]
+	return ok && target == known
 }
 
 func remoteError(err error) *RemoteError {
 	code := "failed"
-	switch {
-	case errors.Is(err, ErrNotRunning):
-		code = "not-running"
-	case errors.Is(err, ErrInvalid):
-		code = "invalid"
-	case errors.Is(err, ErrUnsupported):
-		code = "unsupported"
+	for c, known := range codes {
+		if errors.Is(err, known) {
+			code = c
+		}
 	}
 	return &RemoteError{Code: code, Message: truncate(err.Error(), 4096)}
 }

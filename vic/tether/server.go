@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,9 @@ type ServerConfig struct {
 	// Applier makes the server that of a helper VM: it takes runs for disks,
 	// tells Container's status, and does nothing else.
 	Applier *Applier
-	Logger  *slog.Logger // nil discards
+	// Executor runs further processes in the container; nil runs none.
+	Executor Executor
+	Logger   *slog.Logger // nil discards
 }
 
 // A Server is the guest's side of the protocol. It serves any number of
@@ -31,6 +34,7 @@ type Server struct {
 	config ServerConfig
 	ssh    *ssh.ServerConfig
 	log    *slog.Logger
+	execs  *execs
 
 	mu        sync.Mutex
 	starting  []net.Conn            // handshakes, oldest first
@@ -52,7 +56,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	case c.Output == nil && c.Applier == nil:
 		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
 	}
-	s := &Server{config: c, log: c.Logger, conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
+	s := &Server{config: c, log: c.Logger, execs: newExecs(c.Container, c.Executor), conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -106,9 +110,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	keepAlive(conn)
-	if !s.begin(conn) {
-		return
-	}
+	s.begin(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
 	if !s.authenticated(conn, err == nil) {
@@ -132,17 +134,36 @@ func keepAlive(conn net.Conn) {
 	}
 }
 
-// begin admits a handshake. Where too many are under way the oldest goes, so
-// that silent connections cannot keep controllers out.
-func (s *Server) begin(conn net.Conn) bool {
+// begin admits a handshake. Where too many are under way, the oldest goes of
+// the machine that has the most, so that silent connections, however many, keep
+// no controller of another machine out.
+func (s *Server) begin(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.starting) >= maxHandshakes {
-		_ = s.starting[0].Close()
-		s.starting = append(s.starting[:0], s.starting[1:]...)
-	}
 	s.starting = append(s.starting, conn)
-	return true
+	if len(s.starting) <= maxHandshakes {
+		return
+	}
+	of := map[string]int{}
+	for _, c := range s.starting {
+		of[machine(c)]++
+	}
+	oldest := 0
+	for i, c := range s.starting {
+		if of[machine(c)] > of[machine(s.starting[oldest])] {
+			oldest = i
+		}
+	}
+	_ = s.starting[oldest].Close()
+	s.starting = slices.Delete(s.starting, oldest, oldest+1)
+}
+
+// machine that a connection comes from.
+func machine(conn net.Conn) string {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.IP.String()
+	}
+	return ""
 }
 
 func (s *Server) authenticated(conn net.Conn, ok bool) bool {

@@ -77,6 +77,8 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.attach
 	case channelCall:
 		return c.call
+	case channelExec:
+		return c.exec
 	case channelLogs:
 		return c.logs
 	}
@@ -159,7 +161,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number, f.skipped()}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, f.lacking}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
@@ -342,6 +344,8 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 			return h, nil
 		}
 		return nil, fmt.Errorf("%w: the container has no health check", ErrUnsupported)
+	case methodExec, methodExecCreate, methodExecInspect, methodExecs, methodExecResize:
+		return c.doExec(q)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }

@@ -30,6 +30,9 @@ type Status struct {
 	Addresses []string `json:"addresses,omitempty"`
 
 	State State `json:"state"`
+	// Paused tells that the container's processes are frozen; State is Running
+	// then.
+	Paused bool `json:"paused,omitempty"`
 	// Started is when the process was started last, and Finished when it ended
 	// last; with restarts that may have been before.
 	Started  time.Time `json:"started,omitzero"`

@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,6 +114,13 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 	if err != nil {
 		return nil, nil, nil, describe("ImageStore", err)
 	}
+	if spec.VolumeStores == nil {
+		spec.VolumeStores = map[string]string{"default": dsName}
+	}
+	volumes, err := volumePlaces(ctx, c, &spec)
+	if err != nil {
+		return nil, nil, nil, describe("VolumeStores", err)
+	}
 	folders, err := object.NewDatacenter(c.Vim(), dcRef(c)).Folders(ctx)
 	if err != nil {
 		return nil, nil, nil, vsphere.Judge(err)
@@ -127,9 +136,32 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 			NIC:       spec.NIC, CPUs: spec.CPUs, MemoryMB: spec.MemoryMB,
 		},
 		Images:       vic.Place{Datastore: dsRef, Dir: imageDir},
+		Volumes:      volumes,
 		PoolParent:   vic.Ref{Kind: "pool", ID: root.Reference().Value},
 		FolderParent: vic.Ref{Kind: "folder", ID: folders.VmFolder.Reference().Value},
 	}, at, root, nil
+}
+
+// volumePlaces resolves the names of the volume stores' datastores.
+func volumePlaces(ctx context.Context, c *vic.Client, spec *Spec) (map[string]vic.Place, error) {
+	out := map[string]vic.Place{}
+	seen := map[vic.Place]string{}
+	for _, label := range slices.Sorted(maps.Keys(spec.VolumeStores)) {
+		name, dir, _ := strings.Cut(spec.VolumeStores[label], "/")
+		if dir == "" {
+			dir = path.Join("vic/volumes", spec.Name)
+		}
+		ds, err := c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Name == name })
+		if err != nil {
+			return nil, describe(label, err)
+		}
+		p := vic.Place{Datastore: vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}, Dir: dir}
+		if other, ok := seen[p]; ok {
+			return nil, fault.Of(vic.ErrInvalid, "%q and %q are the same directory [%s] %s", other, label, ds.Name, dir)
+		}
+		seen[p], out[label] = label, p
+	}
+	return out, nil
 }
 
 // suggest adds the names there are to a name that is not found.

@@ -40,6 +40,8 @@ type record struct {
 	Spec    Spec      `json:"spec"`
 	Owner   vic.Owner `json:"owner"`
 	Images  vic.Place `json:"images"`
+	// Volumes are the volume stores by label.
+	Volumes map[string]vic.Place `json:"volumes,omitempty"`
 	// Parents of pool and folder, to find them by name where a crash came
 	// before their references were written.
 	PoolParent   vic.Ref `json:"poolParent"`

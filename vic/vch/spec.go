@@ -8,7 +8,9 @@
 package vch
 
 import (
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/vicsdk/vic-go/internal/fault"
@@ -28,6 +30,12 @@ type Spec struct {
 	// ImageStore is "datastore" or "datastore/directory". Container VMs live
 	// on the same datastore. The directory defaults to vic/images.
 	ImageStore string `json:"imageStore"`
+	// VolumeStores are where volumes are kept, by label: "datastore" or
+	// "datastore/directory", which defaults to vic/volumes/NAME, NAME being the
+	// VCH's. Volumes that name no store are in the one labelled "default"; without
+	// it, they cannot be made. Nil is one of that label on ImageStore's datastore;
+	// an empty map that is not nil is none.
+	VolumeStores map[string]string `json:"volumeStores"`
 	// NIC connects container VMs for which no other is named; package network
 	// makes it of a port group.
 	NIC vic.NIC `json:"nic"`
@@ -47,8 +55,9 @@ type Options struct {
 }
 
 var (
-	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$`)
-	idRE   = regexp.MustCompile(`^[0-9a-f]{16,64}$`)
+	nameRE  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$`)
+	labelRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+	idRE    = regexp.MustCompile(`^[0-9a-f]{16,64}$`)
 )
 
 // Validate tells the first field that cannot be right. It does not ask
@@ -72,6 +81,15 @@ func (s *Spec) Validate() error {
 		return fault.Of(vic.ErrInvalid, "CPUs %d: want 1 to 128", s.CPUs)
 	case s.MemoryMB < 0 || s.MemoryMB != 0 && s.MemoryMB < 64:
 		return fault.Of(vic.ErrInvalid, "MemoryMB %d: want at least 64", s.MemoryMB)
+	}
+	for _, label := range slices.Sorted(maps.Keys(s.VolumeStores)) {
+		if !labelRE.MatchString(label) {
+			return fault.Of(vic.ErrInvalid, "VolumeStores: label %.80q: want at most 64 letters, digits, '-', '_' or '.'", label)
+		}
+		ds, dir, hasDir := strings.Cut(s.VolumeStores[label], "/")
+		if ds == "" || strings.Contains(ds, ":") || hasDir && !cleanDir(dir) {
+			return fault.Of(vic.ErrInvalid, "VolumeStores: %q: %q: want \"datastore\" or \"datastore/directory\", a plain relative path", label, s.VolumeStores[label])
+		}
 	}
 	return nil
 }

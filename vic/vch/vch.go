@@ -2,6 +2,7 @@ package vch
 
 import (
 	"context"
+	"maps"
 	"sort"
 	"sync"
 
@@ -91,6 +92,9 @@ func (h *VCH) Owner() vic.Owner { return h.rec.Owner }
 
 // Images is where the VCH's image store is.
 func (h *VCH) Images() vic.Place { return h.rec.Images }
+
+// Volumes is where the VCH's volume stores are, by label.
+func (h *VCH) Volumes() map[string]vic.Place { return maps.Clone(h.rec.Volumes) }
 
 // Spec is what the VCH was made from, defaults filled in.
 func (h *VCH) Spec() Spec { return h.rec.Spec }

@@ -1,0 +1,45 @@
+package volumestore
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
+)
+
+// Grow makes a volume larger: its disk at once, and the filesystem on it when a
+// container mounts it next. bytes are rounded up to a multiple of Granule; as many
+// as it has are no error, fewer are vic.ErrInvalid. A volume that a running VM has
+// is vic.ErrInUse.
+func (s *Store) Grow(ctx context.Context, name string, bytes int64) (*Volume, error) {
+	const op = "grow"
+	v, err := s.open(ctx, name)
+	if err == nil {
+		err = v.grow(ctx, bytes)
+	}
+	if err != nil {
+		return nil, fault.Wrap(op, ref(name), err)
+	}
+	return v, nil
+}
+
+func (v *Volume) grow(ctx context.Context, bytes int64) error {
+	if bytes <= 0 || bytes > MaxBytes {
+		return fault.Of(vic.ErrInvalid, "%d bytes: want up to 1 TiB", bytes)
+	}
+	bytes = (bytes + Granule - 1) / Granule * Granule
+	if bytes < v.doc.Bytes {
+		return fault.Of(vic.ErrInvalid, "%d bytes are less than the %d it has: volumes do not shrink", bytes, v.doc.Bytes)
+	}
+	// The record comes second: where it lags behind, growing again corrects it.
+	if err := v.at.files.ExtendDisk(ctx, v.at.path(v.doc.Name, diskFile), bytes); err != nil {
+		return err
+	}
+	v.doc.Bytes = bytes
+	b, err := json.MarshalIndent(&v.doc, "", "  ")
+	if err != nil {
+		return err
+	}
+	return v.at.files.WriteFile(ctx, v.at.path(v.doc.Name, recordFile), b)
+}
