@@ -279,7 +279,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
-		Executor: m.world,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
 	})
 }
 

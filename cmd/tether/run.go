@@ -18,8 +18,9 @@ import (
 type runner struct {
 	m       *machine
 	etc     etcFiles
-	started func()   // called once, after the first start
-	group   *os.File // of the run that is to come or goes on
+	started func() // called once, after the first start
+	// group of the run that is to come or goes on.
+	group *os.File
 	// oomKills of the runs that have ended.
 	oomKills int
 }
@@ -66,7 +67,7 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 func (r *runner) Probe(ctx context.Context, args []string, out io.Writer) (int, error) {
 	p := r.m.config.Process
 	p.Args, p.TTY, p.OpenStdin = args, false, false
-	s, err := r.m.world.beside(p, out)
+	s, err := r.m.world.beside(p, out, out)
 	var failed *startError
 	if errors.As(err, &failed) && failed.code != codeSetup {
 		// As a shell tells it, and as Docker's exec does.
@@ -94,7 +95,10 @@ func (s *process) finish(ctx context.Context) (code int) {
 	case <-done:
 	case <-ctx.Done():
 	}
-	return exitOf(ws).Code
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
 }
 
 // Changed implements tether.Runner.

@@ -135,19 +135,10 @@ func startCommand() *cli.Command {
 	return &cli.Command{
 		Name: "start", Usage: "start containers that are stopped", ArgsUsage: "CONTAINER…", Flags: registryFlags(),
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
 			p := newProgress(os.Stderr)
 			defer p.close()
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return e.Start(ctx, vm, p.event)
-				})
+			return withEachOf(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
+				return e.Start(ctx, vm, p.event)
 			})
 		},
 	}
@@ -175,23 +166,12 @@ func updateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "update", Usage: "change the hardware of stopped containers", ArgsUsage: "CONTAINER…", Flags: hardwareFlags(),
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
 			var h containervm.Hardware
 			var err error
 			if h.CPUs, h.MemoryMB, err = hardware(c); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return vm.Update(ctx, h)
-				})
-			})
+			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return vm.Update(ctx, h) })
 		},
 	}
 }
@@ -214,17 +194,8 @@ func rmCommand() *cli.Command {
 			&cli.BoolFlag{Name: "volumes", Aliases: []string{"v"}, Usage: "delete their anonymous volumes, too"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
-				})
+			return withEachOf(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
+				return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
 			})
 		},
 	}

@@ -125,6 +125,9 @@ func status(i containervm.Info, now time.Time) string {
 		return "Up, starting"
 	case i.State == containervm.Running:
 		s := "Up " + since(now.Sub(i.Started))
+		if i.Paused {
+			return s + " (Paused)"
+		}
 		if i.Health != nil {
 			health := string(i.Health.State)
 			if i.Health.State == tether.HealthStarting {
@@ -240,6 +243,11 @@ func reconcileCommand() *cli.Command {
 // withEach calls f with each container that is named, and prints those it
 // succeeded for.
 func withEach(c *cli.Context, f func(context.Context, *containervm.VM) error) error {
+	return withEachOf(c, func(ctx context.Context, _ *engine.Engine, vm *containervm.VM) error { return f(ctx, vm) })
+}
+
+// withEachOf is withEach for what takes the engine, too.
+func withEachOf(c *cli.Context, f func(context.Context, *engine.Engine, *containervm.VM) error) error {
 	if err := args(c, 1, -1); err != nil {
 		return err
 	}
@@ -249,7 +257,7 @@ func withEach(c *cli.Context, f func(context.Context, *containervm.VM) error) er
 			if err != nil {
 				return err
 			}
-			return f(ctx, vm)
+			return f(ctx, e, vm)
 		})
 	})
 }

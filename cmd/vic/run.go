@@ -161,7 +161,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	defer cancel()
 	untilStart := context.AfterFunc(c.Context, cancel)
 	c.Context = ctx
-	t, err := openTerminal(s)
+	t, err := openTerminal("run", s.Container.TTY && !s.Detach, s.Container.OpenStdin)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 		untilStart()
 		p.close()
 		if att != nil {
-			t.follow(vm, att)
+			t.follow(att, func(ctx context.Context, signal string) error { return vm.Kill(ctx, signal) })
 		}
 	}
 	var exit tether.Exit
@@ -187,13 +187,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	if err != nil {
 		return runFailure{err}
 	}
-	if exit.Error != "" {
-		fmt.Fprintf(os.Stderr, "vic: %s\n", exit.Error)
-	}
-	if exit.Code != 0 {
-		return exitStatus(exit.Code)
-	}
-	return nil
+	return exitOf(exit)
 }
 
 // terminal is the one that vic runs in, where the container gets a terminal.
@@ -204,15 +198,15 @@ type terminal struct {
 	stop  []func()
 }
 
-func openTerminal(s engine.RunSpec) (*terminal, error) {
-	t := &terminal{fd: int(os.Stdin.Fd()), tty: s.Container.TTY && !s.Detach}
+func openTerminal(command string, tty, interactive bool) (*terminal, error) {
+	t := &terminal{fd: int(os.Stdin.Fd()), tty: tty}
 	if !t.tty {
 		return t, nil
 	}
-	if s.Container.OpenStdin && !term.IsTerminal(t.fd) {
-		return nil, usageError("run: -t with -i: standard input is no terminal; leave -t out")
+	if interactive && !term.IsTerminal(t.fd) {
+		return nil, usageError("%s: -t with -i: standard input is no terminal; leave -t out", command)
 	}
-	if s.Container.OpenStdin {
+	if interactive {
 		st, err := term.MakeRaw(t.fd)
 		if err != nil {
 			return nil, err
@@ -236,7 +230,9 @@ func (t *terminal) size() (rows, columns uint16) {
 }
 
 // follow passes window sizes and signals on until restore.
-func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
+func (t *terminal) follow(att interface {
+	Resize(rows, columns uint16) error
+}, kill func(ctx context.Context, signal string) error) {
 	ch := make(chan os.Signal, 8)
 	signal.Notify(ch, syscall.SIGWINCH, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	done := make(chan struct{})
@@ -258,7 +254,7 @@ func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
 					continue
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				if err := vm.Kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
+				if err := kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
 					fmt.Fprintf(os.Stderr, "vic: %v\n", err)
 				}
 				cancel()

@@ -69,7 +69,7 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	defer t.Close()
-	return fault.Wrap(op, v.Ref(), t.Signal(ctx, signal))
+	return fault.Wrap(op, v.Ref(), guestError(t.Signal(ctx, signal)))
 }
 
 // StopOptions say how to stop; the zero value uses the container's own signal

@@ -63,6 +63,8 @@ type Info struct {
 	Mounts  []tether.Mount
 	Created time.Time
 	State   State
+	// Paused tells that the processes of a container that is Running are frozen.
+	Paused bool
 	// Started is when the process was started last, and Finished when it ended
 	// last; zero where that has not happened since the VM was started.
 	Started, Finished time.Time
@@ -254,7 +256,7 @@ func (i *Info) judge(power types.VirtualMachinePowerState) {
 		i.State = Running
 		switch st.State {
 		case tether.Running:
-			i.Error, i.OOMKilled = "", false
+			i.Error, i.OOMKilled, i.Paused = "", false, st.Paused
 		case tether.Restarting:
 			i.State, i.NextStart = Restarting, st.NextStart
 		default:

@@ -5,18 +5,16 @@ import (
 	"errors"
 	"io"
 
+	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/imagestore"
+	"github.com/vicsdk/vic-go/vic/tether"
 )
 
-// The files of containers that do not run. One that runs is vic.ErrState.
+// The files of containers: of one that runs, its guest is asked; of another, its
+// disk is read or changed.
 
-// withFS calls f with the file tree of a container by name, ID or the beginning
-// of an ID.
-func (e *Engine) withFS(ctx context.Context, container string, f func(*imagestore.FS) error) error {
-	vm, _, err := e.Find(ctx, container)
-	if err != nil {
-		return err
-	}
+// withFS calls f with the file tree of a container that does not run.
+func (e *Engine) withFS(ctx context.Context, vm *containervm.VM, f func(*imagestore.FS) error) error {
 	d, err := vm.RestingDisk(ctx)
 	if err != nil {
 		return err
@@ -28,39 +26,68 @@ func (e *Engine) withFS(ctx context.Context, container string, f func(*imagestor
 	return errors.Join(f(tree), tree.Close())
 }
 
-// StatPath describes a file of a container; a symlink itself.
+// StatPath describes a file of a container by name, ID or the beginning of an ID;
+// a symlink itself.
 func (e *Engine) StatPath(ctx context.Context, container, path string) (info imagestore.FileInfo, err error) {
-	err = e.withFS(ctx, container, func(t *imagestore.FS) error {
+	vm, state, err := e.Find(ctx, container)
+	if err != nil {
+		return info, err
+	}
+	if state.State == containervm.Running {
+		i, err := vm.LstatFile(ctx, path)
+		return fileInfo(i), err
+	}
+	err = e.withFS(ctx, vm, func(t *imagestore.FS) error {
 		info, err = t.Lstat(path)
 		return err
 	})
 	return info, err
 }
 
+func fileInfo(i tether.FileInfo) imagestore.FileInfo {
+	return imagestore.FileInfo{
+		Name: i.Name, Mode: i.Mode, UID: i.UID, GID: i.GID, Size: i.Size, Links: i.Links, Modified: i.Modified,
+		Accessed: i.Accessed, Changed: i.Changed, Major: i.Major, Minor: i.Minor, Link: i.Link,
+	}
+}
+
 // CopyOut writes a file or directory of a container as a tar whose first entry
 // has the path's last name. started, where it is not nil, hears of the path
 // before anything is written.
 func (e *Engine) CopyOut(ctx context.Context, container, path string, w io.Writer, started func(imagestore.FileInfo) error) error {
-	return e.withFS(ctx, container, func(t *imagestore.FS) error {
+	vm, state, err := e.Find(ctx, container)
+	if err != nil {
+		return err
+	}
+	if started == nil {
+		started = func(imagestore.FileInfo) error { return nil }
+	}
+	if state.State == containervm.Running {
+		return vm.TarOut(ctx, path, w, func(i tether.FileInfo) error { return started(fileInfo(i)) })
+	}
+	return e.withFS(ctx, vm, func(t *imagestore.FS) error {
 		info, err := t.Lstat(path)
+		if err == nil {
+			err = started(info)
+		}
 		if err != nil {
 			return err
-		}
-		if started != nil {
-			if err := started(info); err != nil {
-				return err
-			}
 		}
 		return t.TarOut(w, path, nil)
 	})
 }
 
-// CopyIn unpacks a tar into a directory of a container, which must exist: all of
-// it or, with an error, nothing (see imagestore.Store.TarIn).
+// CopyIn unpacks a tar into a directory of a container, which must exist. Of one
+// that does not run it is all of it or, with an error, nothing (see
+// imagestore.Store.TarIn); of one that runs, what was unpacked before an error
+// stays.
 func (e *Engine) CopyIn(ctx context.Context, container, dir string, r io.Reader, o *imagestore.TarInOptions) error {
-	vm, _, err := e.Find(ctx, container)
+	vm, state, err := e.Find(ctx, container)
 	if err != nil {
 		return err
+	}
+	if state.State == containervm.Running {
+		return vm.TarIn(ctx, dir, r, tether.TarInOptions{KeepTypes: o != nil && o.KeepTypes})
 	}
 	d, err := vm.RestingDisk(ctx)
 	if err != nil {
@@ -69,9 +96,14 @@ func (e *Engine) CopyIn(ctx context.Context, container, dir string, r io.Reader,
 	return e.images.TarIn(ctx, d, dir, r, o)
 }
 
-// Changes lists what a container changed in its image's file tree.
+// Changes lists what a container changed in its image's file tree. One that runs
+// is vic.ErrState: its disk is its VM's alone.
 func (e *Engine) Changes(ctx context.Context, container string) (out []imagestore.Change, err error) {
-	err = e.withFS(ctx, container, func(t *imagestore.FS) error {
+	vm, _, err := e.Find(ctx, container)
+	if err != nil {
+		return nil, err
+	}
+	err = e.withFS(ctx, vm, func(t *imagestore.FS) error {
 		out, err = t.Changes()
 		return err
 	})

@@ -21,11 +21,11 @@ type RunSpec struct {
 	// ImageName are filled in by the engine, and so is a Health that is nil; an
 	// empty Name is drawn.
 	Container containervm.Spec
-	// Health changes the image's health check.
-	Health HealthSpec
 	// Volumes by their names, beside Container.Mounts and those that the image
 	// wants at targets where nothing else is mounted.
 	Volumes []VolumeMount
+	// Health changes the image's health check.
+	Health HealthSpec
 	// Streams of the main process; not used where Detach is set.
 	Streams tether.Streams
 	// Detach returns when the VM is on.

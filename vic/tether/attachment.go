@@ -160,12 +160,13 @@ func (a *Attachment) Wait() (Exit, error) {
 	return a.exit, a.err
 }
 
-// Run is the number of the run that the attachment was to, and how many bytes of
-// standard output and error a Replay lacked because the log was rotated; both
-// are known after Wait, and zero where the guest had not told them.
-func (a *Attachment) Run() (number int, lacking [2]int64) {
+// Run is the number of the run that the attachment was to, and from which byte of
+// the run's standard output and error on it carried them: after Skip where a
+// Replay lacked something because the log was rotated. Both are known after Wait,
+// and zero where the guest had not told them.
+func (a *Attachment) Run() (number int, from [2]int64) {
 	<-a.done
-	return a.run.Run, a.run.Skipped
+	return a.run.Run, a.run.From
 }
 
 // Done is closed when Wait would not wait.

@@ -16,17 +16,15 @@ var errOutputLost = errors.New("output lost: the attacher fell behind and the lo
 // A follower reads the output of one run of a Recorder: from memory while it
 // keeps up, and from the log file where it does not.
 type follower struct {
-	r   *Recorder
-	run *bounds
-	// lacking is how much of the run's beginning a replay cannot bring.
-	lacking [2]int64
-	wake    chan struct{}
-	seq     int64    // number of the next chunk
-	pos     [3]int64 // next byte of each stream
-	log     *LogReader
-	at      [3]int64 // position of log's next entry in the streams
-	limit   int64    // where log ends in the file
-	held    LogEntry // read from log, of another stream than what was asked for
+	r     *Recorder
+	run   *bounds
+	wake  chan struct{}
+	seq   int64    // number of the next chunk
+	pos   [3]int64 // next byte of each stream
+	log   *LogReader
+	at    [3]int64 // position of log's next entry in the streams
+	limit int64    // where log ends in the file
+	held  LogEntry // read from log, of another stream than what was asked for
 }
 
 // follow starts at a run's byte of each stream, or at the present.
@@ -47,7 +45,6 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 			if skip == [3]int64{} {
 				f.pos = r.oldest(f.run.start, end)
 			}
-			f.lacking = [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
 			for s := range f.pos {
 				f.pos[s] += skip[s]
 				ok = ok && skip[s] >= 0 && f.pos[s] <= end[s]
@@ -92,6 +89,11 @@ func (r *Recorder) oldest(start, end [3]int64) [3]int64 {
 // done tells that the follower has read all of its run. The recorder is locked.
 func (f *follower) done() bool {
 	return f.run.ended && f.pos[Stdout] >= f.run.end[Stdout] && f.pos[Stderr] >= f.run.end[Stderr]
+}
+
+// from tells where it is in its run's standard output and error.
+func (f *follower) from() [2]int64 {
+	return [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
 }
 
 func (f *follower) close() { f.r.unwatch(f.wake) }

@@ -78,6 +78,11 @@ type guest struct {
 
 func newGuest(t testing.TB, change func(*tether.Config)) *guest {
 	t.Helper()
+	return newGuestWith(t, change, func(*tether.ServerConfig) {})
+}
+
+func newGuestWith(t testing.TB, change func(*tether.Config), with func(*tether.ServerConfig)) *guest {
+	t.Helper()
 	config := tether.Config{Version: 1, ID: testID, Process: tether.Process{Args: []string{"unused"}}}
 	if change != nil {
 		change(&config)
@@ -89,10 +94,12 @@ func newGuest(t testing.TB, change func(*tether.Config)) *guest {
 	g := &guest{t: t, authority: newKey(t), hostKey: sshKey(t, newKey(t)), log: f, served: make(chan error, 1)}
 	g.container = tether.NewContainer(config, "boot")
 	g.output = tether.NewRecorder(f, 0)
-	g.server, err = tether.NewServer(tether.ServerConfig{
+	server := tether.ServerConfig{
 		HostKey: g.hostKey, Authority: sshKey(t, g.authority).PublicKey(), ID: testID,
 		Container: g.container, Output: g.output,
-	})
+	}
+	with(&server)
+	g.server, err = tether.NewServer(server)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -158,12 +158,6 @@ func (c *Container) checkHealth(ctx context.Context, r Runner, started time.Time
 	}
 }
 
-func (c *Container) paused() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.status.Paused
-}
-
 // probe runs the check once.
 func probe(ctx context.Context, h *Health, r Runner) HealthResult {
 	limit := or(h.Timeout, 30*time.Second)
