@@ -293,6 +293,9 @@ func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
 func (c *Client) Health(ctx context.Context) (HealthStatus, error) {
 	var h HealthStatus
 	err := c.call(ctx, methodHealth, struct{}{}, &h)
+	if err == nil {
+		err = h.check()
+	}
 	return h, err
 }
 

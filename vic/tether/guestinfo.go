@@ -66,8 +66,19 @@ func (s *Status) check() error {
 		return fmt.Errorf("%w: addresses: %d, more than %d", ErrInvalid, len(s.Addresses), maxAddresses)
 	case s.ExitCode < 0 || s.ExitCode > 255:
 		return fmt.Errorf("%w: exitCode: %d is not between 0 and 255", ErrInvalid, s.ExitCode)
+	case s.Restarts < 0 || s.OOMKills < 0:
+		return fmt.Errorf("%w: restarts, oomKills: negative", ErrInvalid)
+	case len(s.Runs) > statusRuns:
+		return fmt.Errorf("%w: runs: %d, more than %d", ErrInvalid, len(s.Runs), statusRuns)
+	case s.Health != nil && s.Health.check() != nil:
+		return s.Health.check()
 	case len(s.Timeline) > maxStages:
 		return fmt.Errorf("%w: timeline: %d stages, more than %d", ErrInvalid, len(s.Timeline), maxStages)
+	}
+	for i, r := range s.Runs {
+		if r.ExitCode < 0 || r.ExitCode > 255 {
+			return fmt.Errorf("%w: runs[%d].exitCode: %d is not between 0 and 255", ErrInvalid, i, r.ExitCode)
+		}
 	}
 	s.Error = plain(s.Error)
 	for i := range s.Timeline {

@@ -94,6 +94,18 @@ type HealthResult struct {
 	Output []byte `json:"output,omitempty"`
 }
 
+func (s *HealthStatus) check() error {
+	switch s.State {
+	case HealthStarting, Healthy, Unhealthy:
+	default:
+		return fmt.Errorf("%w: health.state: %.20q", ErrInvalid, s.State)
+	}
+	if s.FailingStreak < 0 || len(s.Log) > healthLog {
+		return fmt.Errorf("%w: health: a streak of %d, %d results", ErrInvalid, s.FailingStreak, len(s.Log))
+	}
+	return nil
+}
+
 // add takes a result in. started is when the process was started.
 func (s *HealthStatus) add(h *Health, r HealthResult, started time.Time) {
 	s.Log = append(s.Log[max(0, len(s.Log)+1-healthLog):len(s.Log):len(s.Log)], r)
@@ -126,10 +138,14 @@ func (c *Container) checkHealth(ctx context.Context, r Runner, started time.Time
 			return
 		case <-time.After(h.pause(state, time.Since(started))):
 		}
+		if c.paused() {
+			continue
+		}
 		result := probe(ctx, h, r)
 		changed := false
 		c.mu.Lock()
-		if ctx.Err() == nil {
+		// What was frozen meanwhile tells nothing.
+		if ctx.Err() == nil && !c.status.Paused {
 			old := *c.health
 			c.health.add(h, result, started)
 			state = c.health.State
