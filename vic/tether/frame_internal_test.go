@@ -50,8 +50,8 @@ func FuzzLineFrames(f *testing.F) {
 		}
 		return append(b, n)
 	}
-	f.Add(append(one(frameData, 0, 0, 4096, 200), one(frameData, 800, 5, 4096, 3)...))
-	f.Add(append(one(frameNack, 0, 3, 4096, 0), one(frameProbe, 0, 3, 0, 0)...))
+	f.Add(append(one(frameData, 0, 0, 4096, 200), one(frameData, 800, 0, 4096, 3)...))
+	f.Add(append(one(frameNack, 0, 0, 4096, 0), one(frameProbe, 0, 0, 0, 0)...))
 	f.Add(one(frameBye, 0, 0, 0, 0))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		c := newLineConn(1, lineGuestWindow, func(*frame) error { return nil }, nil)

@@ -80,6 +80,7 @@ func FuzzServerChannels(f *testing.F) {
 // FuzzClientBytes lets a hostile guest answer: the client must give an error
 // or an end, and hold no more than its bounds.
 func FuzzClientBytes(f *testing.F) {
+	f.Add([]byte(`{"exit":{"code":255}}`), []byte(`{"result":{"code":254}}`))
 	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"code":1}}`))
 	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"processes":[{"pid":1}],"more":true}}`))
 	f.Add([]byte(`{"error":{"code":"invalid","message":"x"}}`), []byte(`{"error":{"code":"x"}}`))
