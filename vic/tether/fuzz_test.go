@@ -144,6 +144,7 @@ func FuzzClientBytes(f *testing.F) {
 		_, _ = c.Top(ctx)
 		_, _ = c.Stats(ctx)
 		_ = c.TarOut(ctx, "/", io.Discard, nil)
+		_ = c.Tree(ctx, func(tether.TreeEntry) error { return nil })
 		_ = c.TarIn(ctx, "/", bytes.NewReader(answer), tether.TarInOptions{})
 		_, _ = c.Wait(ctx)
 		if l, err := c.Logs(ctx, tether.LogOptions{}); err == nil {
