@@ -24,5 +24,5 @@
 //	go generate ./bootiso
 //	go build -tags vic_release ./cmd/vic
 //
-//go:generate env CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOWORK=off go build -mod=readonly -trimpath -buildvcs=false "-ldflags=-s -w -buildid=" -o release/tether ../cmd/tether
+//go:generate env CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOWORK=off go build -tags=vic_guest -mod=readonly -trimpath -buildvcs=false "-ldflags=-s -w -buildid=" -o release/tether ../cmd/tether
 package bootiso

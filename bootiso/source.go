@@ -19,7 +19,7 @@ const modulePath = "github.com/vicsdk/vic-go"
 // tetherPackages are the directories of this module's packages that the tether
 // is made of; a test compares them with what the go command says.
 func tetherPackages() []string {
-	return []string{"cmd/tether", "vic/tether", "internal/rpci", "bootiso/modlist"}
+	return []string{"cmd/tether", "vic/tether", "internal/ext4", "internal/rpci", "bootiso/modlist"}
 }
 
 // source is this module's source, and what compiles it.
@@ -69,7 +69,7 @@ func (s *source) compile(ctx context.Context, dir string) (bin []byte, err error
 // so its own go.mod and go.sum count, whatever the embedding module's have, and
 // nothing is written there, which may be the module cache.
 func (s *source) build(ctx context.Context, out string) error {
-	cmd := exec.CommandContext(ctx, s.goTool, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=",
+	cmd := exec.CommandContext(ctx, s.goTool, "build", "-tags=vic_guest", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=",
 		"-o", out, "./cmd/tether")
 	cmd.Dir = s.dir
 	cmd.Env = append(os.Environ(), "PWD="+s.dir, "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOAMD64=v1", "GOFLAGS=", "GOWORK=off", "GO111MODULE=on")

@@ -64,6 +64,16 @@ func (w *world) leave() {
 	}
 }
 
+// beside starts a process beside the main one, as that one was started.
+func (w *world) beside(p tether.Process, stdout, stderr io.Writer) (*process, error) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if w.ns == nil {
+		return nil, tether.ErrNotRunning
+	}
+	return startProcess(w.ns, w.reaper, w.group, p, hostname(w.config), stdout, stderr)
+}
+
 // StartExec implements tether.Executor.
 func (w *world) StartExec(e tether.ExecSpec, openStdin bool, stdout, stderr io.Writer) (tether.ExecProcess, error) {
 	ns, err := w.namespace(e.Privileged)

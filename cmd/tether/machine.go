@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,7 @@ type machine struct {
 	authority ssh.PublicKey
 	net       *network
 	output    *tether.Recorder
-	logFile   *logFile
+	logFiles  *tether.LogFiles
 	volumes   volumes
 	server    *tether.Server
 	world     *world
@@ -193,6 +194,10 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 			return fmt.Errorf("root.unit: %w", err)
 		}
 		m.mark("disk")
+		if err := reserve(dev); err != nil {
+			// A container without that room is better than none.
+			m.log.Error("no room is kept for the log", "error", err)
+		}
 		if err := mountRoot(dev); err != nil {
 			return err
 		}
@@ -255,35 +260,13 @@ func (m *machine) makeHostKey() error {
 	return err
 }
 
-// openLog goes on with the log of former boots. A line that a power-off cut
-// short is ended, so that it spoils no other.
+// openLog goes on with the log of former boots.
 func (m *machine) openLog() error {
-	f, err := openLogFile(diskMount + tether.LogPath)
+	f, err := tether.OpenLogFiles(filepath.Dir(diskMount+tether.LogPath), m.config.Log)
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
-	if f.file == nil {
-		m.output, m.logFile = tether.NewRecorder(f, 0), f
-		return nil
-	}
-	st, err := f.file.Stat()
-	if err != nil {
-		return fmt.Errorf("log: %w", err)
-	}
-	size := st.Size()
-	if size > 0 {
-		var last [1]byte
-		if _, err := f.ReadAt(last[:], size-1); err != nil {
-			return fmt.Errorf("log: %w", err)
-		}
-		if last[0] != '\n' {
-			if _, err := f.Write([]byte("\n")); err != nil {
-				return fmt.Errorf("log: %w", err)
-			}
-			size++
-		}
-	}
-	m.output, m.logFile = tether.NewRecorder(f, size), f
+	m.output, m.logFiles = tether.NewRecorder(f, f.Size()), f
 	return nil
 }
 
@@ -449,7 +432,7 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 		m.server.Linger(ctx, m.config.AwaitAttach)
 	}
 	if m.output != nil {
-		_ = m.logFile.Close() // It was synced.
+		_ = m.logFiles.Close() // It was synced.
 		if err := unmountRoot(); err != nil {
 			m.log.Error("root", "error", err)
 		}

@@ -36,7 +36,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-		}, slices.Concat(hardwareFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
+		}, slices.Concat(hardwareFlags(), lifeFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -55,6 +55,12 @@ func runCommand() *cli.Command {
 func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	argv := c.Args().Slice()
 	s := engine.RunSpec{Image: argv[0], Detach: c.Bool("detach"), Remove: c.Bool("rm")}
+	if err := readLife(c, &s); err != nil {
+		return s, err
+	}
+	if s.Remove && s.Container.Restart.Policy != tether.RestartNo {
+		return s, usageError("--rm and --restart exclude each other")
+	}
 	v := &s.Container
 	v.Name, v.Dir, v.User, v.Hostname, v.StopSignal = c.String("name"), c.String("workdir"), c.String("user"), c.String("hostname"), c.String("stop-signal")
 	v.TTY, v.OpenStdin = c.Bool("tty"), c.Bool("interactive")
@@ -120,6 +126,13 @@ func environ(list []string) (env []string) {
 // docker takes it, and gives megabytes, rounded up to the multiple of four
 // that vSphere wants.
 func parseMemory(s string) (int64, error) {
+	n, err := parseBytes(s)
+	mb := (n + 1<<20 - 1) >> 20
+	return (mb + 3) / 4 * 4, err
+}
+
+// parseBytes reads a size in bytes or with one of the suffixes b, k, m, g, t.
+func parseBytes(s string) (int64, error) {
 	unit := int64(1)
 	num := strings.ToLower(strings.TrimSpace(s))
 	for suffix, u := range map[string]int64{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40} {
@@ -132,8 +145,7 @@ func parseMemory(s string) (int64, error) {
 	if err != nil || n <= 0 || math.IsInf(n, 0) || math.IsNaN(n) || n*float64(unit) > 1<<46 {
 		return 0, fmt.Errorf("want a size such as 512m or 2g")
 	}
-	mb := int64(math.Ceil(n * float64(unit) / (1 << 20)))
-	return (mb + 3) / 4 * 4, nil
+	return int64(math.Ceil(n * float64(unit))), nil
 }
 
 func run(c *cli.Context, s engine.RunSpec) error {

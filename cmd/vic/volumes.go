@@ -233,19 +233,19 @@ func mountFlags(c *cli.Context, s *engine.RunSpec) error {
 	for _, f := range c.StringSlice("volume") {
 		v, err := engine.ParseVolume(f)
 		if err != nil {
-			return err
+			return usageError("run: %v", err)
 		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, f := range c.StringSlice("mount") {
 		if err := engine.ParseMount(f, s); err != nil {
-			return err
+			return usageError("run: %v", err)
 		}
 	}
 	for _, f := range c.StringSlice("tmpfs") {
 		m, err := engine.ParseTmpfs(f)
 		if err != nil {
-			return err
+			return usageError("run: %v", err)
 		}
 		s.Container.Mounts = append(s.Container.Mounts, m)
 	}

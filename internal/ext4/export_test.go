@@ -25,7 +25,7 @@ func IndexOf(body []byte) []byte {
 	copy(out, indexMagic)
 	le.PutUint32(out[8:], indexVersion)
 	le.PutUint64(out[12:], uint64(len(body)))
-	le.PutUint32(out[20:], crc32.Checksum(body, castagnoli))
+	le.PutUint32(out[20:], crc32.Checksum(body, castagnoli()))
 	z, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
 	return z.EncodeAll(body, out)
 }

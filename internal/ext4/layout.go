@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"sync"
 )
 
 const (
@@ -76,13 +77,14 @@ const (
 var fixedUUID = [16]byte{'v', 'i', 'c', '-', 'i', 'm', 0x40, 'g', 0x80, '-', 'e', 'x', 't', '4', '-', '1'}
 
 var (
-	le         = binary.LittleEndian
-	be         = binary.BigEndian
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	le = binary.LittleEndian
+	be = binary.BigEndian
+	// Made when it is first asked for: it takes a good part of a container VM's start.
+	castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 )
 
 // crc is CRC-32C as ext4 uses it: the seed is the running value and nothing is inverted.
-func crc(seed uint32, p []byte) uint32 { return ^crc32.Update(^seed, castagnoli, p) }
+func crc(seed uint32, p []byte) uint32 { return ^crc32.Update(^seed, castagnoli(), p) }
 
 // Geometry is what a new filesystem is made from.
 type Geometry struct {

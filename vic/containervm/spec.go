@@ -78,6 +78,11 @@ type Spec struct {
 	// says whether a VM that is off should run (see Info.ShouldRun).
 	Restart tether.Restart
 
+	// Health is the health check that the guest runs, or nil.
+	Health *tether.Health
+	// Log bounds the log on the container's disk.
+	Log tether.LogLimit
+
 	// CPUs and MemoryMB default to the owner's.
 	CPUs     int32
 	MemoryMB int64
@@ -205,7 +210,7 @@ func (s *Spec) config() (*tether.Config, error) {
 		Settings:    s.Settings,
 		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
 		AwaitAttach: s.AwaitAttach,
-		Restart:     s.Restart,
+		Restart:     s.Restart, Health: s.Health, Log: s.Log,
 	}
 	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
 		c.Process.Dir = "/" + d

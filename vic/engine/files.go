@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	slashpath "path"
+	"strings"
 
+	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/imagestore"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -13,9 +17,22 @@ import (
 // The files of containers: of one that runs, its guest is asked; of another, its
 // disk is read or changed.
 
-// withFS calls f with the file tree of a container that does not run.
-func (e *Engine) withFS(ctx context.Context, vm *containervm.VM, f func(*imagestore.FS) error) error {
-	d, err := vm.RestingDisk(ctx)
+// restingDisk finds the disk of a container that does not run. What a mount has
+// at a path is not on that disk: a path at or below one is vic.ErrUnsupported.
+func restingDisk(ctx context.Context, vm *containervm.VM, info containervm.Info, path string) (vic.Disk, error) {
+	path = slashpath.Clean("/" + path)
+	for _, m := range info.Mounts {
+		if path == m.Target || strings.HasPrefix(path, m.Target+"/") {
+			return vic.Disk{}, fault.Wrap("open files", vm.Ref(), fault.Of(vic.ErrUnsupported, "%s is in the mount %s, which is not on the container's disk: use a running container that has it", path, m.Target))
+		}
+	}
+	return vm.RestingDisk(ctx)
+}
+
+// withFS calls f with the file tree of a container that does not run, for
+// something at path.
+func (e *Engine) withFS(ctx context.Context, vm *containervm.VM, info containervm.Info, path string, f func(*imagestore.FS) error) error {
+	d, err := restingDisk(ctx, vm, info, path)
 	if err != nil {
 		return err
 	}
@@ -37,7 +54,7 @@ func (e *Engine) StatPath(ctx context.Context, container, path string) (info ima
 		i, err := vm.LstatFile(ctx, path)
 		return fileInfo(i), err
 	}
-	err = e.withFS(ctx, vm, func(t *imagestore.FS) error {
+	err = e.withFS(ctx, vm, state, path, func(t *imagestore.FS) error {
 		info, err = t.Lstat(path)
 		return err
 	})
@@ -65,7 +82,7 @@ func (e *Engine) CopyOut(ctx context.Context, container, path string, w io.Write
 	if state.State == containervm.Running {
 		return vm.TarOut(ctx, path, w, func(i tether.FileInfo) error { return started(fileInfo(i)) })
 	}
-	return e.withFS(ctx, vm, func(t *imagestore.FS) error {
+	return e.withFS(ctx, vm, state, path, func(t *imagestore.FS) error {
 		info, err := t.Lstat(path)
 		if err == nil {
 			err = started(info)
@@ -89,7 +106,7 @@ func (e *Engine) CopyIn(ctx context.Context, container, dir string, r io.Reader,
 	if state.State == containervm.Running {
 		return vm.TarIn(ctx, dir, r, tether.TarInOptions{KeepTypes: o != nil && o.KeepTypes})
 	}
-	d, err := vm.RestingDisk(ctx)
+	d, err := restingDisk(ctx, vm, state, dir)
 	if err != nil {
 		return err
 	}
@@ -112,7 +129,7 @@ func (e *Engine) Changes(ctx context.Context, container string) (out []imagestor
 			return vm.Tree(ctx, func(t tether.TreeEntry) error { return each(imagestore.LiveEntry(t)) })
 		})
 	}
-	err = e.withFS(ctx, vm, func(t *imagestore.FS) error {
+	err = e.withFS(ctx, vm, state, "/", func(t *imagestore.FS) error {
 		out, err = t.Changes()
 		return err
 	})

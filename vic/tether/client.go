@@ -235,6 +235,14 @@ func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
 	return t, err
 }
 
+// Health asks for the state of the health checks and their last results; an
+// ErrUnsupported where the container has none.
+func (c *Client) Health(ctx context.Context) (HealthStatus, error) {
+	var h HealthStatus
+	err := c.call(ctx, methodHealth, struct{}{}, &h)
+	return h, err
+}
+
 // Logs reads the log of the process's output and, with Follow, goes on until
 // the process has ended or ctx ends. The reader must be closed. It tells io.EOF
 // at the log's end only, and not where the connection broke.

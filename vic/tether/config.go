@@ -58,6 +58,10 @@ type Config struct {
 	Stop Stop `json:"stop"`
 	// Restart says when the guest starts the process again by itself.
 	Restart Restart `json:"restart,omitzero"`
+	// Health is the health check, or nil.
+	Health *Health `json:"health,omitempty"`
+	// Log bounds the log on the container's disk.
+	Log LogLimit `json:"log,omitzero"`
 	// AwaitAttach makes the guest stay, for at most this long after the
 	// process ended, until a controller that attached has taken the rest of
 	// the output, so that the end of a short process's output need not be read
@@ -145,8 +149,12 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("hostname: longer than 64 bytes")
 	case c.Stop.Grace < 0:
 		return fmt.Errorf("stop.grace: negative")
-	case c.Restart.validate() != nil:
-		return c.Restart.validate()
+	case c.Restart.Validate() != nil:
+		return c.Restart.Validate()
+	case c.Health.validate() != nil:
+		return c.Health.validate()
+	case c.Log.Validate() != nil:
+		return c.Log.Validate()
 	case c.AwaitAttach < 0 || c.AwaitAttach > time.Minute:
 		return fmt.Errorf("awaitAttach: not between 0 and one minute")
 	}

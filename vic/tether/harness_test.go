@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -70,7 +69,7 @@ type guest struct {
 	hostKey   ssh.Signer
 	container *tether.Container
 	output    *tether.Recorder
-	log       *os.File
+	log       *tether.LogFiles
 	server    *tether.Server
 	addr      string
 	served    chan error
@@ -88,7 +87,7 @@ func newGuestWith(t testing.TB, change func(*tether.Config), with func(*tether.S
 	if change != nil {
 		change(&config)
 	}
-	f, err := os.OpenFile(filepath.Join(t.TempDir(), "json.log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	f, err := tether.OpenLogFiles(t.TempDir(), config.Log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,9 +77,10 @@ type attachRequest struct {
 }
 
 // attachedRun is what a requestRun tells: to which run of the process a channel
-// is attached.
+// is attached, and from which byte of its standard output and error on.
 type attachedRun struct {
-	Run int `json:"run"`
+	Run  int      `json:"run"`
+	From [2]int64 `json:"from,omitzero"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.
@@ -101,6 +102,7 @@ const (
 	methodWait     = "wait"
 	methodStatus   = "status"
 	methodTimeline = "timeline"
+	methodHealth   = "health"
 	methodPowerOff = "poweroff"
 
 	methodPause   = "pause"

@@ -111,17 +111,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("tether: accept: %w", err)
 		}
-		wg.Go(func() { s.ServeConn(ctx, conn) })
+		s.begin(conn) // here, so that those who came first are the oldest
+		wg.Go(func() { s.serveConn(ctx, conn) })
 	}
 }
 
 // ServeConn serves one connection until it or ctx ends, and closes it.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	s.begin(conn)
+	s.serveConn(ctx, conn)
+}
+
+func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	keepAlive(conn)
-	s.begin(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
 	if !s.authenticated(conn, err == nil) {

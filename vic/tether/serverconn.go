@@ -148,6 +148,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	defer f.close()
+	from := f.from()
 	done := s.wantEnd()
 	delivered := false
 	defer func() { done(delivered) }()
@@ -167,7 +168,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, from}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
@@ -355,6 +356,11 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return c.monitor(ctx, q)
 	case methodLstat:
 		return c.lstat(ctx, q)
+	case methodHealth:
+		if h := container.HealthStatus(); h != nil {
+			return h, nil
+		}
+		return nil, fmt.Errorf("%w: the container has no health check", ErrUnsupported)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
@@ -371,7 +377,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	if err := r.sync(); err != nil {
 		c.server.log.Warn("log", "error", err)
 	}
-	off, err := tailOffset(r.file, r.onDisk(), o)
+	off, err := tailOffset(r.file, r.file.Start(), r.onDisk(), o)
 	if err != nil {
 		_ = n.Reject(ssh.ConnectionFailed, err.Error())
 		return
@@ -386,7 +392,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	}
 	defer cancel()
 	defer ch.Close()
-	tail := r.tail(ctx, off, o.Follow)
+	tail := r.tail(ctx, off, o.Follow, o.Until)
 	defer tail.close()
 	l := NewLogReader(tail)
 	l.keep = o.keep
