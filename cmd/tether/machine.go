@@ -283,33 +283,44 @@ func (m *machine) serve(ctx context.Context) error {
 	})
 }
 
-// listen starts a server on the NICs, where there are some.
+// listen starts a server on the NICs and the serial port, where there are some.
 func (m *machine) listen(ctx context.Context, c tether.ServerConfig) error {
 	s, err := tether.NewServer(c)
 	if err != nil {
 		return err
 	}
 	m.reached()
-	if len(m.config.NICs) == 0 {
-		return nil
-	}
-	// Without MPTCP, which Go's listeners otherwise ask for: a controller has
-	// one way in.
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(tether.Port))
-	if err != nil {
-		return fmt.Errorf("tether: %w", err)
-	}
-	m.server = s
 	// Until the power-off, and not only until the process's end.
 	serving := context.WithoutCancel(ctx)
-	go func() {
-		if err := s.Serve(serving, refuseLocal{l}); err != nil {
-			m.log.Error("tether", "error", err)
+	serve := func(l net.Listener) {
+		m.server = s
+		go func() {
+			if err := s.Serve(serving, l); err != nil {
+				m.log.Error("tether", "error", err)
+			}
+		}()
+	}
+	if m.config.Serial != 0 {
+		l, err := listenSerial(m.config.Serial)
+		if err != nil {
+			return fmt.Errorf("tether: %w", err)
 		}
-	}()
-	m.mark("listening")
+		serve(l)
+	}
+	if len(m.config.NICs) > 0 {
+		// Without MPTCP, which Go's listeners otherwise ask for: a controller has
+		// one way in.
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(tether.Port))
+		if err != nil {
+			return fmt.Errorf("tether: %w", err)
+		}
+		serve(refuseLocal{l})
+	}
+	if m.server != nil {
+		m.mark("listening")
+	}
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -35,6 +36,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "`USER[:GROUP]` by name or number"},
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
+			&cli.StringFlag{Name: "network", Usage: "\"none\" for no network: the container is reached over a serial port of its VM"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
 		}, slices.Concat(hardwareFlags(), lifeFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
@@ -65,6 +67,13 @@ func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	v.Name, v.Dir, v.User, v.Hostname, v.StopSignal = c.String("name"), c.String("workdir"), c.String("user"), c.String("hostname"), c.String("stop-signal")
 	v.TTY, v.OpenStdin = c.Bool("tty"), c.Bool("interactive")
 	v.StdinOnce = v.OpenStdin && !s.Detach
+	switch n := c.String("network"); n {
+	case "":
+	case "none":
+		v.NICs = []vic.NIC{}
+	default:
+		return s, usageError("--network %q: only \"none\" can be chosen; without it, the container is on the VCH's network", n)
+	}
 	if len(argv) > 1 {
 		v.Args = argv[1:]
 	}

@@ -238,14 +238,14 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 		a.vm.c.Logger().Debug("trying again to reach the guest", "container", a.vm.name, "reason", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(failed[o.status.Boot]) * 100 * time.Millisecond):
+		case <-time.After(backOff(failed[o.status.Boot])):
 		}
 	}
 }
 
 // maxTries bounds how often one boot of a guest is dialled in vain; pauses add
-// up to a minute.
-const maxTries = 34
+// up to two minutes.
+const maxTries = 28
 
 // await returns when the guest of the boot that counts can be dialled, or has
 // powered off.
@@ -275,7 +275,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 		case found:
 		case power == types.VirtualMachinePowerStatePoweredOn:
 			seenOn = true
-			if fresh && st.HostKey != "" && len(st.Addresses) > 0 {
+			if fresh && info.reach.knows(st) {
 				o.Info, found = info, true
 			}
 		case power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):

@@ -19,10 +19,8 @@ import (
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
-// Logs calls f with the entries of the container's log, oldest first: through
-// the tether while it runs, from its disk when it is off. With Follow it goes
-// on until the process ends. An error of f ends it and is returned.
-func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
+// readLogs is Logs for as long as one connection lasts; see brokenLog.
+func (v *VM) readLogs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
 	const op = "read logs of container"
 	info, err := v.Inspect(ctx)
 	if err != nil {
@@ -44,7 +42,15 @@ func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEnt
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	defer r.Close()
-	return fault.Wrap(op, v.Ref(), each(r, f))
+	var told error
+	err = each(r, func(e tether.LogEntry) error {
+		told = f(e)
+		return told
+	})
+	if err != nil && told == nil {
+		err = &brokenLog{err}
+	}
+	return fault.Wrap(op, v.Ref(), err)
 }
 
 func each(r *tether.LogReader, f func(tether.LogEntry) error) error {

@@ -3,6 +3,8 @@ package containervm_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -115,6 +117,66 @@ func breakingClient(t *testing.T, e *testlab.Env, after int) (*vic.Client, *atom
 	}
 	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
 	return c, dials
+}
+
+// Who follows a log over a network that breaks reads each line once.
+func TestFollowedLogSurvivesLostConnections(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{})
+	image := e.Busybox(t)
+	cfg, err := e.Lab.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := cfg.DialGuest
+	var dials atomic.Int32
+	cfg.DialGuest = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		if err != nil || dials.Add(1) > 3 {
+			return c, err
+		}
+		return &breaking{Conn: c, left: 20 << 10}, nil
+	}
+	c, err := vic.Connect(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	vm, _, err := e.Open(t, c, nil).Run(ctx, engine.RunSpec{
+		Image: image, Detach: true,
+		Container: containervm.Spec{Args: []string{"sh", "-c", `i=0; while [ $i -lt 1000 ]; do echo "line $i"; [ $((i%100)) = 0 ] && sleep 1; i=$((i+1)); done`}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for {
+		err := vm.Logs(ctx, tether.LogOptions{Follow: true}, func(l tether.LogEntry) error {
+			_, err := out.Write(l.Data)
+			return err
+		})
+		if err == nil {
+			break
+		}
+		if out.Len() > 0 || !errors.Is(err, vic.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond) // the guest is not up yet
+	}
+	var want strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&want, "line %d\n", i)
+	}
+	if out.String() != want.String() {
+		t.Errorf("%d bytes came, want %d", out.Len(), want.Len())
+	}
+	if n := dials.Load(); n < 4 {
+		t.Errorf("the guest was dialled %d times: the connection did not break", n)
+	}
+	if err := vm.Delete(ctx, true); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // breaking is a connection that ends after so many bytes were read.

@@ -294,7 +294,13 @@ func (l *Lab) serialArguments(hw *hardware) []string {
 		if i == 0 {
 			logTo = ",logfile=" + console
 		}
-		switch b := p.Backing.(type) {
+		backing := p.Backing
+		if !leads(p) {
+			backing = nil
+		}
+		switch b := backing.(type) {
+		case nil:
+			a = append(a, "-chardev", fmt.Sprintf("null,id=s%d%s", i, logTo))
 		case *types.VirtualSerialPortFileBackingInfo:
 			at, _ := l.resolve(b.FileName)
 			a = append(a, "-chardev", fmt.Sprintf("file,id=s%d,append=on,path=%s%s", i, comma(at.file()), logTo))

@@ -43,6 +43,9 @@ type Config struct {
 	Settings Settings `json:"settings,omitzero"`
 	// NICs in the order eth0, eth1, …
 	NICs []NIC `json:"nics,omitempty"`
+	// Serial is the serial port, 2 to 4 for COM2 to COM4, on which the tether
+	// serves controllers beside its NICs; zero is none. COM1 is the kernel's.
+	Serial int `json:"serial,omitempty"`
 	// DNS servers and search domains for /etc/resolv.conf, beside those that
 	// DHCP brings.
 	DNS    []netip.Addr `json:"dns,omitempty"`
@@ -135,6 +138,8 @@ func (c *Config) Validate() error {
 	switch {
 	case c.Version != 1:
 		return fmt.Errorf("version: %d is not 1, the version this tether knows", c.Version)
+	case c.Serial != 0 && (c.Serial < 2 || c.Serial > 4):
+		return fmt.Errorf("serial: %d is not 2 to 4", c.Serial)
 	case c.Apply != nil && c.Apply.Idle < 0:
 		return fmt.Errorf("apply.idle: negative")
 	case c.Apply != nil:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,10 +136,12 @@ func FuzzClientBytes(f *testing.F) {
 			t.Fatal(err)
 		}
 		if a, err := c.Attach(ctx, tether.AttachOptions{}); err == nil {
-			_, _ = a.Wait()
+			e, err := a.Wait()
+			sane(t, e, err)
 		}
 		if a, err := c.Exec(ctx, tether.ExecSpec{Args: []string{"x"}}, tether.Streams{}); err == nil {
-			_, _ = a.Wait()
+			e, err := a.Wait()
+			sane(t, e, err)
 		}
 		_, _ = c.InspectExec(ctx, "x")
 		_, _ = c.Top(ctx)
@@ -146,7 +149,8 @@ func FuzzClientBytes(f *testing.F) {
 		_ = c.TarOut(ctx, "/", io.Discard, nil)
 		_ = c.Tree(ctx, func(tether.TreeEntry) error { return nil })
 		_ = c.TarIn(ctx, "/", bytes.NewReader(answer), tether.TarInOptions{})
-		_, _ = c.Wait(ctx)
+		e, err := c.Wait(ctx)
+		sane(t, e, err)
 		if l, err := c.Logs(ctx, tether.LogOptions{}); err == nil {
 			_, _ = l.Next()
 			_ = l.Close()
@@ -157,4 +161,19 @@ func FuzzClientBytes(f *testing.F) {
 			t.Fatal("it took for ever")
 		}
 	})
+}
+
+// sane fails where a guest's word got through that nobody should act on.
+func sane(t *testing.T, e tether.Exit, err error) {
+	t.Helper()
+	if e.Code < 0 || e.Code > 255 {
+		t.Errorf("a process ended with code %d", e.Code)
+	}
+	text := e.Error + e.Signal
+	if err != nil {
+		text += err.Error()
+	}
+	if strings.ContainsAny(text, "\x1b\x07\x00") || len(text) > 16<<10 {
+		t.Errorf("%.200q", text)
+	}
 }
