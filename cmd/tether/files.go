@@ -145,26 +145,32 @@ func fileMode(m uint32) fs.FileMode {
 	return mode
 }
 
-// TarOut implements tether.Files. The pipe lets go of the files when the container
-// ends, however slow the receiver is.
+// TarOut implements tether.Files.
 func (w *world) TarOut(to io.Writer, name string, started func(tether.FileInfo) error) error {
+	return w.produce(to, func(p io.Writer) error {
+		info, _, err := lstat("/" + name)
+		if err != nil {
+			return err
+		}
+		real, err := realPath("/" + name)
+		if err != nil {
+			return err
+		}
+		if err := started(info); err != nil {
+			return err
+		}
+		return tarTree(p, real)
+	})
+}
+
+// produce runs f inside the container and passes on what it writes. The pipe
+// between lets go of the files when the container ends, however slow the receiver
+// is.
+func (w *world) produce(to io.Writer, f func(io.Writer) error) error {
 	r, p := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := w.inside(func(err error) { _ = r.CloseWithError(err) }, func() error {
-			info, _, err := lstat("/" + name)
-			if err != nil {
-				return err
-			}
-			real, err := realPath("/" + name)
-			if err != nil {
-				return err
-			}
-			if err := started(info); err != nil {
-				return err
-			}
-			return tarTree(p, real)
-		})
+		err := w.inside(func(err error) { _ = r.CloseWithError(err) }, func() error { return f(p) })
 		_ = p.CloseWithError(err)
 		done <- err
 	}()

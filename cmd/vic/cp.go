@@ -51,7 +51,7 @@ func cpCommand() *cli.Command {
 
 func diffCommand() *cli.Command {
 	return &cli.Command{
-		Name: "diff", Usage: "list what a stopped container changed in its image's files: A added, C changed, D deleted", ArgsUsage: "CONTAINER",
+		Name: "diff", Usage: "list what a container changed in its image's files: A added, C changed, D deleted", ArgsUsage: "CONTAINER",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
 				return err

@@ -28,17 +28,28 @@ func (v *VM) RestingDisk(ctx context.Context) (vic.Disk, error) {
 	return d, fault.Wrap(op, v.Ref(), err)
 }
 
-// rootDisk finds a VM's root disk, the first of its first adapter.
+// rootDisk finds a VM's root disk.
 func rootDisk(m *mo.VirtualMachine) (vic.Disk, error) {
+	d, err := rootDevice(m)
+	if err != nil {
+		return vic.Disk{}, err
+	}
+	b := d.Backing.(types.BaseVirtualDeviceFileBackingInfo)
+	return vic.Disk{Path: b.GetVirtualDeviceFileBackingInfo().FileName, Bytes: d.CapacityInBytes}, nil
+}
+
+// rootDevice finds the first disk of a VM's first adapter, which is backed by a
+// file.
+func rootDevice(m *mo.VirtualMachine) (*types.VirtualDisk, error) {
 	if m.Config == nil {
-		return vic.Disk{}, fault.Of(vic.ErrState, "vSphere does not know its configuration now")
+		return nil, fault.Of(vic.ErrState, "vSphere does not know its configuration now")
 	}
 	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
 		disk := d.(*types.VirtualDisk)
-		b, ok := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo)
+		_, ok := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo)
 		if ok && disk.UnitNumber != nil && *disk.UnitNumber == 0 {
-			return vic.Disk{Path: b.GetVirtualDeviceFileBackingInfo().FileName, Bytes: disk.CapacityInBytes}, nil
+			return disk, nil
 		}
 	}
-	return vic.Disk{}, fault.Of(vic.ErrNotFound, "the VM has no root disk")
+	return nil, fault.Of(vic.ErrNotFound, "the VM has no root disk")
 }

@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/vicsdk/vic-go/internal/testlab"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
+	"github.com/vicsdk/vic-go/vic/imagestore"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
@@ -186,6 +190,7 @@ func behaviourDefault(t *testing.T, e *testlab.Env, image string) {
 		Name: "behaviour", Hostname: "box", Dir: "/made/deep", Env: []string{"A=1", "E=", "Q=x=y=z", "A=3"}, StopSignal: "SIGHUP",
 	})
 	checkFacts(t, facts, out)
+	var changes []imagestore.Change
 	big := strings.Repeat("0123456789abcde\n", 16<<10)
 	const files = `
 echo 'app:x:1000:1001::/home/app:/bin/sh' >>/etc/passwd
@@ -291,6 +296,18 @@ cp script bin/mine; cp text bin/found; mkdir /t/later; cp script /t/later/found`
 			t.Errorf("nothing: %v", err)
 		}
 	})
+	t.Run("changes: of a running container, as of the stopped one", func(t *testing.T) {
+		runActs(t, vm, []act{{name: "some", script: `mkdir -p /new/in; echo x >/new/in/f; echo y >>/etc/group; rm /sbin/fdisk; rm -r /var/log; chmod 700 /home; ln -sf /t /bin/way; touch /usr/bin/awk`}})
+		var err error
+		if changes, err = e.Engine.Changes(t.Context(), "behaviour"); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"A /new", "A /new/in/f", "C /etc", "C /etc/group", "D /sbin/fdisk", "D /var/log", "C /home", "A /bin/way", "C /bin"} {
+			if !slices.Contains(changes, imagestore.Change{Kind: want[:1], Path: want[2:]}) {
+				t.Errorf("%s is missing in %v", want, changes)
+			}
+		}
+	})
 	t.Run("kill: a signal that is handled", func(t *testing.T) {
 		if err := vm.Kill(t.Context(), "SIGUSR1"); err != nil {
 			t.Fatal(err)
@@ -303,6 +320,15 @@ cp script bin/mine; cp text bin/found; mkdir /t/later; cp script /t/later/found`
 		}
 		if info, err := vm.Inspect(t.Context()); err != nil || info.ExitCode != 42 || !info.Known {
 			t.Errorf("%+v, %v", info, err)
+		}
+	})
+	t.Run("changes: the same when it is off", func(t *testing.T) {
+		off, err := e.Engine.Changes(t.Context(), "behaviour")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(off, changes); d != "" {
+			t.Errorf("off -, while it ran +: %s", d)
 		}
 	})
 	t.Run("exec: refused after the end", func(t *testing.T) {

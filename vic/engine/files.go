@@ -113,12 +113,21 @@ func (e *Engine) CopyIn(ctx context.Context, container, dir string, r io.Reader,
 	return e.images.TarIn(ctx, d, dir, r, o)
 }
 
-// Changes lists what a container changed in its image's file tree. One that runs
-// is vic.ErrState: its disk is its VM's alone.
+// Changes lists what a container changed in its image's file tree. Of one that
+// runs its guest lists the files.
 func (e *Engine) Changes(ctx context.Context, container string) (out []imagestore.Change, err error) {
 	vm, state, err := e.Find(ctx, container)
 	if err != nil {
 		return nil, err
+	}
+	if state.State == containervm.Running {
+		parents, err := vm.Parents(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return e.images.LiveChanges(ctx, parents, func(each func(imagestore.LiveEntry) error) error {
+			return vm.Tree(ctx, func(t tether.TreeEntry) error { return each(imagestore.LiveEntry(t)) })
+		})
 	}
 	err = e.withFS(ctx, vm, state, "/", func(t *imagestore.FS) error {
 		out, err = t.Changes()

@@ -50,6 +50,8 @@ type Files interface {
 	TarOut(w io.Writer, path string, started func(FileInfo) error) error
 	// TarIn unpacks a tar into a directory.
 	TarIn(r io.Reader, dir string, o TarInOptions) error
+	// Tree lists the container's root filesystem; see Client.Tree.
+	Tree(each func(TreeEntry) error) error
 }
 
 type pathParams struct {
@@ -84,14 +86,15 @@ func (c *Client) LstatFile(ctx context.Context, path string) (FileInfo, error) {
 // left out. started, where it is not nil, hears of the path before anything is
 // written. A file that becomes shorter while it is read is an error.
 func (c *Client) TarOut(ctx context.Context, path string, w io.Writer, started func(FileInfo) error) error {
-	if err := c.tarOut(ctx, path, w, started); err != nil {
+	if err := c.receive(ctx, channelTarOut, pathParams{path}, w, started); err != nil {
 		return fmt.Errorf("tether: read files: %w", err)
 	}
 	return nil
 }
 
-func (c *Client) tarOut(ctx context.Context, path string, w io.Writer, started func(FileInfo) error) error {
-	ch, requests, err := c.open(ctx, channelTarOut, pathParams{path})
+// receive takes a stream whose end the guest tells by a requestResult.
+func (c *Client) receive(ctx context.Context, kind string, params any, w io.Writer, started func(FileInfo) error) error {
+	ch, requests, err := c.open(ctx, kind, params)
 	if err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func (c *Client) tarOut(ctx context.Context, path string, w io.Writer, started f
 	if err != nil {
 		return err
 	}
-	_ = ch.Close()
+	// The guest closes the channel behind its result.
 	if err := <-result; ctx.Err() == nil {
 		return err
 	}
@@ -258,6 +261,11 @@ func (c *serverConn) tarOut(ctx context.Context, n ssh.NewChannel) {
 		_ = n.Reject(ssh.Prohibited, err.Error())
 		return
 	}
+	c.stream(ctx, n, func(f Files, w io.Writer, started func(FileInfo) error) error { return f.TarOut(w, q.Path, started) })
+}
+
+// stream sends what f writes, and then whether that was all.
+func (c *serverConn) stream(ctx context.Context, n ssh.NewChannel, write func(f Files, w io.Writer, started func(FileInfo) error) error) {
 	ctx, ch, gone, cancel := accept(ctx, n, refuse)
 	if ch == nil {
 		return
@@ -276,7 +284,7 @@ func (c *serverConn) tarOut(ctx context.Context, n ssh.NewChannel) {
 	if err == nil {
 		var done func()
 		if done, err = c.fileTurn(ctx); err == nil {
-			err = f.TarOut(ch, q.Path, func(i FileInfo) error { return send(requestFile, i) })
+			err = write(f, ch, func(i FileInfo) error { return send(requestFile, i) })
 			done()
 		}
 	}

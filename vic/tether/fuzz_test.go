@@ -148,6 +148,7 @@ func FuzzClientBytes(f *testing.F) {
 		_, _ = c.Top(ctx)
 		_, _ = c.Stats(ctx)
 		_ = c.TarOut(ctx, "/", io.Discard, nil)
+		_ = c.Tree(ctx, func(tether.TreeEntry) error { return nil })
 		_ = c.TarIn(ctx, "/", bytes.NewReader(answer), tether.TarInOptions{})
 		e, err := c.Wait(ctx)
 		sane(t, e, err)

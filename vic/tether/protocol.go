@@ -20,6 +20,7 @@ const (
 	channelLogs   = "logs" + domain
 	channelTarOut = "tar-out" + domain
 	channelTarIn  = "tar-in" + domain
+	channelTree   = "tree" + domain
 	channelApply  = "apply" + domain
 	requestExit   = "exit" + domain
 	// requestEOF comes before SSH's own EOF on an attachment and tells the end

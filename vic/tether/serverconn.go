@@ -85,6 +85,8 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.tarOut
 	case channelTarIn:
 		return c.tarIn
+	case channelTree:
+		return c.tree
 	}
 	return nil
 }
