@@ -31,6 +31,7 @@ type Client struct {
 	ownedBy   bool
 	authority crypto.Signer
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	dialHost  func(ctx context.Context, network, address string) (net.Conn, error)
 	networks  []netip.Prefix
 	log       *slog.Logger
 }
@@ -91,8 +92,8 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 }
 
 // Adopt uses a client that is logged in already and stays its owner's: Close
-// does not log it out, and does nothing but end what waits. Of cfg only Datacenter, Authority, DialGuest, GuestNetworks
-// and Logger are used; a URL or credentials beside it are refused.
+// does not log it out, and does nothing but end what waits. Of cfg only Datacenter, Authority, DialGuest, DialHost,
+// GuestNetworks and Logger are used; a URL or credentials beside it are refused.
 func Adopt(ctx context.Context, vc *vim25.Client, cfg Config) (*Client, error) {
 	if cfg.URL != "" || cfg.User != "" || cfg.Password != "" || cfg.Thumbprint != "" || len(cfg.CA) > 0 {
 		return nil, fault.Wrap("adopt", Ref{}, fault.Of(ErrInvalid, "URL, User, Password, Thumbprint and CA belong to the adopted client: leave them empty"))
@@ -109,12 +110,15 @@ func adopt(ctx context.Context, vc *vim25.Client, cfg Config, login func(context
 	if err != nil {
 		return nil, fmt.Errorf("Datacenter: %w", err)
 	}
-	c := &Client{s: s, authority: cfg.Authority, dial: cfg.DialGuest, networks: cfg.GuestNetworks, log: cfg.Logger}
+	c := &Client{s: s, authority: cfg.Authority, dial: cfg.DialGuest, dialHost: cfg.DialHost, networks: cfg.GuestNetworks, log: cfg.Logger}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.dial == nil {
 		c.dial = (&net.Dialer{}).DialContext
+	}
+	if c.dialHost == nil {
+		c.dialHost = (&net.Dialer{}).DialContext
 	}
 	return c, nil
 }
@@ -153,6 +157,11 @@ func (c *Client) Authority() crypto.Signer { return c.authority }
 // DialGuest connects to an address in the guests' networks.
 func (c *Client) DialGuest(ctx context.Context, network, address string) (net.Conn, error) {
 	return c.dial(ctx, network, address)
+}
+
+// DialHost connects to an address in the hosts' management network.
+func (c *Client) DialHost(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.dialHost(ctx, network, address)
 }
 
 // GuestNetworks bound where guests with leases are dialled; see Config.

@@ -34,6 +34,9 @@ type Config struct {
 	// directly; use it where those networks are reached through a bastion or
 	// a proxy (see ProxyDialer).
 	DialGuest func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialHost connects to an address in the hosts' management network, for the
+	// network serial ports of VMs. Nil dials directly.
+	DialHost func(ctx context.Context, network, address string) (net.Conn, error)
 	// GuestNetworks bound where guests with leases are dialled: a guest's own
 	// word is all that tells its lease. Empty, any address may be one that is no
 	// special one and not this machine's own. Fixed addresses need no bound.

@@ -409,6 +409,25 @@ func TestBootOutOfMemory(t *testing.T) {
 	g.off()
 }
 
+// TestBootChildOutOfMemory: a child that the kernel kills is told of while the
+// main process lives on.
+func TestBootChildOutOfMemory(t *testing.T) {
+	g := boot(t, bootOptions{ram: "128M", config: stdin}, "sh", "-c", "tail /dev/zero; echo $?; read x")
+	ctx := testContext(t)
+	s := g.status(func(s tether.Status) bool { return s.OOMKills > 0 })
+	if s.State != tether.Running || s.OOMKills != 1 || s.OOMKilled {
+		t.Errorf("%+v", s)
+	}
+	exit, stdout, _ := g.result(ctx, strings.NewReader("\n"))
+	if diff := cmp.Diff([]any{tether.Exit{OOMKilled: true}, "137\n"}, []any{exit, stdout}); diff != "" {
+		t.Error(diff)
+	}
+	if s := g.status(ended); s.OOMKills != 1 || !s.OOMKilled {
+		t.Errorf("%+v", s)
+	}
+	g.off()
+}
+
 // TestBootAgain starts a container a second time on its disk: the log goes on
 // and an attachment brings this start's output only.
 func TestBootAgain(t *testing.T) {

@@ -29,24 +29,49 @@ type world struct {
 	mu         sync.RWMutex
 	ns         *namespace
 	group      *os.File
-	privileged *namespace // made when it is first asked for
+	privileged *namespace                 // made when it is first asked for
+	files      map[*namespace]func(error) // threads that work on files, and what ends that
+	idle       *sync.WaitGroup            // of them
 }
 
 // enter makes a container the one that runs; it stays until leave.
 func (w *world) enter(ns *namespace, group *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ns, w.group = ns, group
+	w.ns, w.group, w.idle = ns, group, new(sync.WaitGroup)
 }
 
-// leave waits for what is being started, and starts nothing any more.
+// leave starts nothing any more, and waits for what is being started and, not
+// for ever, until nobody works on the container's files.
 func (w *world) leave() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.privileged != nil {
 		close(w.privileged.calls)
 	}
 	w.ns, w.group, w.privileged = nil, nil, nil
+	for _, stop := range w.files {
+		stop(tether.ErrNotRunning)
+	}
+	idle := make(chan struct{})
+	go func(files *sync.WaitGroup) {
+		files.Wait()
+		close(idle)
+	}(w.idle)
+	w.mu.Unlock()
+	select {
+	case <-idle:
+	case <-time.After(leaveTime):
+	}
+}
+
+// beside starts a process beside the main one, as that one was started.
+func (w *world) beside(p tether.Process, stdout, stderr io.Writer) (*process, error) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if w.ns == nil {
+		return nil, tether.ErrNotRunning
+	}
+	return startProcess(w.ns, w.reaper, w.group, p, hostname(w.config), stdout, stderr)
 }
 
 // StartExec implements tether.Executor.
@@ -57,8 +82,8 @@ func (w *world) StartExec(e tether.ExecSpec, openStdin bool, stdout, stderr io.W
 	}
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if w.ns == nil {
-		return nil, tether.ErrNotRunning
+	if ns != w.ns && ns != w.privileged {
+		return nil, tether.ErrNotRunning // It has ended meanwhile; another may run.
 	}
 	p := e.Process(w.config.Process)
 	p.OpenStdin = openStdin

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,7 @@ type machine struct {
 	authority ssh.PublicKey
 	net       *network
 	output    *tether.Recorder
-	logFile   *logFile
+	logFiles  *tether.LogFiles
 	volumes   volumes
 	server    *tether.Server
 	world     *world
@@ -193,6 +194,10 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 			return fmt.Errorf("root.unit: %w", err)
 		}
 		m.mark("disk")
+		if err := reserve(dev); err != nil {
+			// A container without that room is better than none.
+			m.log.Error("no room is kept for the log", "error", err)
+		}
 		if err := mountRoot(dev); err != nil {
 			return err
 		}
@@ -255,35 +260,13 @@ func (m *machine) makeHostKey() error {
 	return err
 }
 
-// openLog goes on with the log of former boots. A line that a power-off cut
-// short is ended, so that it spoils no other.
+// openLog goes on with the log of former boots.
 func (m *machine) openLog() error {
-	f, err := openLogFile(diskMount + tether.LogPath)
+	f, err := tether.OpenLogFiles(filepath.Dir(diskMount+tether.LogPath), m.config.Log)
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
-	if f.file == nil {
-		m.output, m.logFile = tether.NewRecorder(f, 0), f
-		return nil
-	}
-	st, err := f.file.Stat()
-	if err != nil {
-		return fmt.Errorf("log: %w", err)
-	}
-	size := st.Size()
-	if size > 0 {
-		var last [1]byte
-		if _, err := f.ReadAt(last[:], size-1); err != nil {
-			return fmt.Errorf("log: %w", err)
-		}
-		if last[0] != '\n' {
-			if _, err := f.Write([]byte("\n")); err != nil {
-				return fmt.Errorf("log: %w", err)
-			}
-			size++
-		}
-	}
-	m.output, m.logFile = tether.NewRecorder(f, size), f
+	m.output, m.logFiles = tether.NewRecorder(f, f.Size()), f
 	return nil
 }
 
@@ -296,37 +279,48 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
-		Executor: m.world,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
 	})
 }
 
-// listen starts a server on the NICs, where there are some.
+// listen starts a server on the NICs and the serial port, where there are some.
 func (m *machine) listen(ctx context.Context, c tether.ServerConfig) error {
 	s, err := tether.NewServer(c)
 	if err != nil {
 		return err
 	}
 	m.reached()
-	if len(m.config.NICs) == 0 {
-		return nil
-	}
-	// Without MPTCP, which Go's listeners otherwise ask for: a controller has
-	// one way in.
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(tether.Port))
-	if err != nil {
-		return fmt.Errorf("tether: %w", err)
-	}
-	m.server = s
 	// Until the power-off, and not only until the process's end.
 	serving := context.WithoutCancel(ctx)
-	go func() {
-		if err := s.Serve(serving, refuseLocal{l}); err != nil {
-			m.log.Error("tether", "error", err)
+	serve := func(l net.Listener) {
+		m.server = s
+		go func() {
+			if err := s.Serve(serving, l); err != nil {
+				m.log.Error("tether", "error", err)
+			}
+		}()
+	}
+	if m.config.Serial != 0 {
+		l, err := listenSerial(m.config.Serial)
+		if err != nil {
+			return fmt.Errorf("tether: %w", err)
 		}
-	}()
-	m.mark("listening")
+		serve(l)
+	}
+	if len(m.config.NICs) > 0 {
+		// Without MPTCP, which Go's listeners otherwise ask for: a controller has
+		// one way in.
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(tether.Port))
+		if err != nil {
+			return fmt.Errorf("tether: %w", err)
+		}
+		serve(refuseLocal{l})
+	}
+	if m.server != nil {
+		m.mark("listening")
+	}
 	return nil
 }
 
@@ -449,7 +443,7 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 		m.server.Linger(ctx, m.config.AwaitAttach)
 	}
 	if m.output != nil {
-		_ = m.logFile.Close() // It was synced.
+		_ = m.logFiles.Close() // It was synced.
 		if err := unmountRoot(); err != nil {
 			m.log.Error("root", "error", err)
 		}

@@ -19,7 +19,8 @@
 // the main process is not an init in the kernel's eyes: unhandled signals,
 // even those it sends itself, end it as they end any process. It has the
 // network, host name and IPC of the VM, which is its alone, the capabilities
-// that Docker grants by default, and a cgroup of its own, /container.
+// that Docker grants by default unless its settings say otherwise, and a cgroup
+// of its own, /container.
 package main
 
 import (

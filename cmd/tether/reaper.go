@@ -80,6 +80,17 @@ func (r *reaper) start(f func() (pid int, err error)) (int, <-chan unix.WaitStat
 	return pid, c, nil
 }
 
+// killGroup kills the process group of a child that leads one and has not been
+// reaped.
+func (r *reaper) killGroup(pid int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting[pid] == nil {
+		return unix.ESRCH
+	}
+	return unix.Kill(-pid, unix.SIGKILL)
+}
+
 // signal sends a signal to a child that has not been reaped; the pid cannot
 // have been given to another process meanwhile.
 func (r *reaper) signal(pid, number int) error {

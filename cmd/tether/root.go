@@ -44,7 +44,12 @@ func (n *namespace) do(f func() error) error {
 
 // close ends the thread, and with it the mounts, once the container's processes
 // are gone.
-func (n *namespace) close() { close(n.calls) }
+func (n *namespace) close() {
+	close(n.calls)
+	if n.launcher != nil {
+		_ = n.launcher.Close()
+	}
+}
 
 // newNamespace makes the container's world of the root at dir. files are to
 // appear in its /etc; its processes are bound by the configuration's settings.

@@ -3,8 +3,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"sync"
 
 	"github.com/vicsdk/vic-go/vic/tether"
 )
@@ -24,8 +28,10 @@ type runner struct {
 // oneRun is one run of the process and the world that it lives in.
 type oneRun struct {
 	*process
-	r  *runner
-	ns *namespace
+	r     *runner
+	ns    *namespace
+	ended chan struct{}
+	ooms  sync.WaitGroup
 }
 
 // Start implements tether.Runner.
@@ -52,7 +58,47 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 		r.m.mark("process")
 		r.started()
 	}
-	return &oneRun{p, r, ns}, nil
+	o := &oneRun{process: p, r: r, ns: ns, ended: make(chan struct{})}
+	o.ooms.Go(func() { r.watchOOM(o.ended) })
+	return o, nil
+}
+
+// Probe implements tether.Runner.
+func (r *runner) Probe(ctx context.Context, args []string, out io.Writer) (int, error) {
+	p := r.m.config.Process
+	p.Args, p.TTY, p.OpenStdin = args, false, false
+	s, err := r.m.world.beside(p, out, out)
+	var failed *startError
+	if errors.As(err, &failed) && failed.code != codeSetup {
+		// As a shell tells it, and as Docker's exec does.
+		_, _ = fmt.Fprintln(out, err)
+		return failed.code, nil
+	}
+	if err != nil {
+		return -1, err
+	}
+	return s.finish(ctx), nil
+}
+
+// finish waits for the end of a process beside the main one and of its output,
+// and kills it, with its process group, where ctx ends before.
+func (s *process) finish(ctx context.Context) (code int) {
+	kill := context.AfterFunc(ctx, func() { _ = s.reaper.killGroup(s.pid) })
+	defer kill()
+	ws := <-s.ended
+	done := make(chan struct{})
+	go func() {
+		s.output.Wait() // Its children may have it; they end with the container.
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
 }
 
 // Changed implements tether.Runner.
@@ -78,6 +124,8 @@ func (o *oneRun) Wait(ended func()) tether.Exit {
 		o.r.m.world.leave()
 	})
 	o.ns.close()
+	close(o.ended)
+	o.ooms.Wait()
 	kills := oomKills()
 	exit.OOMKilled = kills > 0
 	o.r.oomKills += kills

@@ -40,7 +40,9 @@ func app() *cli.App {
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			volumeCommand(),
-			runCommand(), psCommand(), inspectCommand(), logsCommand(), startCommand(), stopCommand(), rmCommand(), renameCommand(), updateCommand(), cpCommand(), diffCommand(),
+			runCommand(), execCommand(), topCommand(), statsCommand(), pauseCommand(), unpauseCommand(), psCommand(), eventsCommand(), inspectCommand(), logsCommand(),
+			startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(), rmCommand(), renameCommand(), updateCommand(),
+			cpCommand(), diffCommand(),
 		},
 	}
 	return a

@@ -42,19 +42,20 @@ func psCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
+				now := time.Now()
 				w := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
 				if !c.Bool("quiet") {
 					fmt.Fprintln(w, "CONTAINER ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tIP\tNAME")
 				}
 				for _, i := range infos {
-					if i.State != containervm.Running && !c.Bool("all") {
+					if !i.On() && !c.Bool("all") {
 						continue
 					}
 					if c.Bool("quiet") {
 						fmt.Fprintln(w, i.ID)
 						continue
 					}
-					fmt.Fprintf(w, "%.12s\t%s\t%.30q\t%s\t%s\t%s\t%s\n", i.ID, i.Image, strings.Join(i.Args, " "), ago(i.Created), status(i), strings.Join(i.IPs, ","), i.Name)
+					fmt.Fprintf(w, "%.12s\t%s\t%.30q\t%s\t%s\t%s\t%s\n", i.ID, i.Image, strings.Join(i.Args, " "), ago(i.Created), status(i, now), strings.Join(i.IPs, ","), i.Name)
 				}
 				return w.Flush()
 			})
@@ -78,34 +79,34 @@ func ago(t time.Time) string {
 	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
 }
 
-func status(i containervm.Info) string {
-	switch {
-	case i.State == containervm.Exited && i.Known:
-		return fmt.Sprintf("exited (%d) %s", i.ExitCode, ago(i.Finished))
-	case i.State == containervm.Exited:
-		return "exited (code unknown)"
-	}
-	return string(i.State)
-}
-
 func logsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "logs", Usage: "print what a container wrote", ArgsUsage: "CONTAINER",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on until it ends"},
 			&cli.IntFlag{Name: "tail", Aliases: []string{"n"}, Usage: "only the last `LINES`", Value: -1},
+			&cli.StringFlag{Name: "since", Usage: "only what was written at `TIME` or later, such as 2026-01-02T15:04:05Z or 10m (ago)"},
+			&cli.StringFlag{Name: "until", Usage: "only what was written at `TIME` or before"},
 			&cli.BoolFlag{Name: "timestamps", Aliases: []string{"t"}, Usage: "begin each line with its time"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, 1); err != nil {
 				return err
 			}
+			o := tether.LogOptions{Follow: c.Bool("follow")}
+			for name, t := range map[string]*time.Time{"since": &o.Since, "until": &o.Until} {
+				if s := c.String(name); s != "" {
+					var err error
+					if *t, err = parseTime(s, time.Now()); err != nil {
+						return usageError("--%s %q: %v", name, s, err)
+					}
+				}
+			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
 				vm, _, err := e.Find(ctx, c.Args().First())
 				if err != nil {
 					return err
 				}
-				o := tether.LogOptions{Follow: c.Bool("follow")}
 				if n := c.Int("tail"); n >= 0 {
 					if n == 0 && !o.Follow {
 						return nil
@@ -134,19 +135,10 @@ func startCommand() *cli.Command {
 	return &cli.Command{
 		Name: "start", Usage: "start containers that are stopped", ArgsUsage: "CONTAINER…", Flags: registryFlags(),
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
 			p := newProgress(os.Stderr)
 			defer p.close()
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return e.Start(ctx, vm, p.event)
-				})
+			return withEachOf(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
+				return e.Start(ctx, vm, p.event)
 			})
 		},
 	}
@@ -174,23 +166,12 @@ func updateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "update", Usage: "change the hardware of stopped containers", ArgsUsage: "CONTAINER…", Flags: hardwareFlags(),
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
 			var h containervm.Hardware
 			var err error
 			if h.CPUs, h.MemoryMB, err = hardware(c); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return vm.Update(ctx, h)
-				})
-			})
+			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return vm.Update(ctx, h) })
 		},
 	}
 }
@@ -198,28 +179,9 @@ func updateCommand() *cli.Command {
 func stopCommand() *cli.Command {
 	return &cli.Command{
 		Name: "stop", Usage: "end containers: their stop signal, then SIGKILL", ArgsUsage: "CONTAINER…",
-		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Usage: "`SECONDS` before SIGKILL (default: the container's own, else 10)", Value: -1},
-			&cli.StringFlag{Name: "signal", Aliases: []string{"s"}, Usage: "`SIGNAL` in place of the container's"},
-		},
+		Flags: stopFlags(),
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
-			o := &containervm.StopOptions{Signal: c.String("signal")}
-			if n := c.Int("time"); n >= 0 {
-				d := time.Duration(n) * time.Second
-				o.Grace = &d
-			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return vm.Stop(ctx, o)
-				})
-			})
+			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return vm.Stop(ctx, stopOptions(c)) })
 		},
 	}
 }
@@ -232,17 +194,8 @@ func rmCommand() *cli.Command {
 			&cli.BoolFlag{Name: "volumes", Aliases: []string{"v"}, Usage: "delete their anonymous volumes, too"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
-				})
+			return withEachOf(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
+				return e.Remove(ctx, vm, &engine.RemoveOptions{Force: c.Bool("force"), Volumes: c.Bool("volumes")})
 			})
 		},
 	}

@@ -22,7 +22,7 @@ import (
 
 func cpCommand() *cli.Command {
 	return &cli.Command{
-		Name: "cp", Usage: "copy files between a stopped container and this machine, as docker cp; - is a tar on standard input or output",
+		Name: "cp", Usage: "copy files between a container and this machine, as docker cp; - is a tar on standard input or output",
 		ArgsUsage: "CONTAINER:PATH PATH|- | PATH|- CONTAINER:PATH",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 2, 2); err != nil {

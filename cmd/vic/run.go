@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -35,8 +36,9 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "`USER[:GROUP]` by name or number"},
 			&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` in place of the image's"},
 			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the host inside"},
+			&cli.StringFlag{Name: "network", Usage: "\"none\" for no network: the container is reached over a serial port of its VM"},
 			&cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the process to end"},
-		}, slices.Concat(hardwareFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
+		}, slices.Concat(hardwareFlags(), lifeFlags(), settingsFlags(), mountingFlags(), registryFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return usageError("run: no image is named: usage: vic run [options] %s", c.Command.ArgsUsage)
@@ -55,10 +57,23 @@ func runCommand() *cli.Command {
 func runSpec(c *cli.Context) (engine.RunSpec, error) {
 	argv := c.Args().Slice()
 	s := engine.RunSpec{Image: argv[0], Detach: c.Bool("detach"), Remove: c.Bool("rm")}
+	if err := readLife(c, &s); err != nil {
+		return s, err
+	}
+	if s.Remove && s.Container.Restart.Policy != tether.RestartNo {
+		return s, usageError("--rm and --restart exclude each other")
+	}
 	v := &s.Container
 	v.Name, v.Dir, v.User, v.Hostname, v.StopSignal = c.String("name"), c.String("workdir"), c.String("user"), c.String("hostname"), c.String("stop-signal")
 	v.TTY, v.OpenStdin = c.Bool("tty"), c.Bool("interactive")
 	v.StdinOnce = v.OpenStdin && !s.Detach
+	switch n := c.String("network"); n {
+	case "":
+	case "none":
+		v.NICs = []vic.NIC{}
+	default:
+		return s, usageError("--network %q: only \"none\" can be chosen; without it, the container is on the VCH's network", n)
+	}
 	if len(argv) > 1 {
 		v.Args = argv[1:]
 	}
@@ -120,6 +135,13 @@ func environ(list []string) (env []string) {
 // docker takes it, and gives megabytes, rounded up to the multiple of four
 // that vSphere wants.
 func parseMemory(s string) (int64, error) {
+	n, err := parseBytes(s)
+	mb := (n + 1<<20 - 1) >> 20
+	return (mb + 3) / 4 * 4, err
+}
+
+// parseBytes reads a size in bytes or with one of the suffixes b, k, m, g, t.
+func parseBytes(s string) (int64, error) {
 	unit := int64(1)
 	num := strings.ToLower(strings.TrimSpace(s))
 	for suffix, u := range map[string]int64{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40} {
@@ -132,8 +154,7 @@ func parseMemory(s string) (int64, error) {
 	if err != nil || n <= 0 || math.IsInf(n, 0) || math.IsNaN(n) || n*float64(unit) > 1<<46 {
 		return 0, fmt.Errorf("want a size such as 512m or 2g")
 	}
-	mb := int64(math.Ceil(n * float64(unit) / (1 << 20)))
-	return (mb + 3) / 4 * 4, nil
+	return int64(math.Ceil(n * float64(unit))), nil
 }
 
 func run(c *cli.Context, s engine.RunSpec) error {
@@ -149,7 +170,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	defer cancel()
 	untilStart := context.AfterFunc(c.Context, cancel)
 	c.Context = ctx
-	t, err := openTerminal(s)
+	t, err := openTerminal("run", s.Container.TTY && !s.Detach, s.Container.OpenStdin)
 	if err != nil {
 		return err
 	}
@@ -159,7 +180,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 		untilStart()
 		p.close()
 		if att != nil {
-			t.follow(vm, att)
+			t.follow(att, func(ctx context.Context, signal string) error { return vm.Kill(ctx, signal) })
 		}
 	}
 	var exit tether.Exit
@@ -175,13 +196,7 @@ func run(c *cli.Context, s engine.RunSpec) error {
 	if err != nil {
 		return runFailure{err}
 	}
-	if exit.Error != "" {
-		fmt.Fprintf(os.Stderr, "vic: %s\n", exit.Error)
-	}
-	if exit.Code != 0 {
-		return exitStatus(exit.Code)
-	}
-	return nil
+	return exitOf(exit)
 }
 
 // terminal is the one that vic runs in, where the container gets a terminal.
@@ -192,15 +207,15 @@ type terminal struct {
 	stop  []func()
 }
 
-func openTerminal(s engine.RunSpec) (*terminal, error) {
-	t := &terminal{fd: int(os.Stdin.Fd()), tty: s.Container.TTY && !s.Detach}
+func openTerminal(command string, tty, interactive bool) (*terminal, error) {
+	t := &terminal{fd: int(os.Stdin.Fd()), tty: tty}
 	if !t.tty {
 		return t, nil
 	}
-	if s.Container.OpenStdin && !term.IsTerminal(t.fd) {
-		return nil, usageError("run: -t with -i: standard input is no terminal; leave -t out")
+	if interactive && !term.IsTerminal(t.fd) {
+		return nil, usageError("%s: -t with -i: standard input is no terminal; leave -t out", command)
 	}
-	if s.Container.OpenStdin {
+	if interactive {
 		st, err := term.MakeRaw(t.fd)
 		if err != nil {
 			return nil, err
@@ -224,7 +239,9 @@ func (t *terminal) size() (rows, columns uint16) {
 }
 
 // follow passes window sizes and signals on until restore.
-func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
+func (t *terminal) follow(att interface {
+	Resize(rows, columns uint16) error
+}, kill func(ctx context.Context, signal string) error) {
 	ch := make(chan os.Signal, 8)
 	signal.Notify(ch, syscall.SIGWINCH, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	done := make(chan struct{})
@@ -246,7 +263,7 @@ func (t *terminal) follow(vm *containervm.VM, att *containervm.Attachment) {
 					continue
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				if err := vm.Kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
+				if err := kill(ctx, unix.SignalName(s.(syscall.Signal))); err != nil {
 					fmt.Fprintf(os.Stderr, "vic: %v\n", err)
 				}
 				cancel()

@@ -122,6 +122,34 @@ func TestCommands(t *testing.T) {
 			t.Errorf("got %q", out)
 		}
 	})
+	t.Run("restarts, health, kill, wait, restart", func(t *testing.T) {
+		c.want(t, 125, "exclude", "run", "--rm", "--restart", "always", c.image, "true")
+		c.want(t, 0, "", "run", "-d", "--name", "life", "--restart", "on-failure:5", "--log-opt", "max-size=1k", "--log-opt", "max-file=2",
+			"--health-cmd", "echo fine", "--health-interval", "300ms", c.image,
+			"sh", "-c", "n=$(cat /n 2>/dev/null)x; echo $n >/n; echo run $n; [ $n = x ] && exit 9; exec sleep 1000")
+		healthy := func() {
+			t.Helper()
+			for end := time.Now().Add(time.Minute); !strings.Contains(c.want(t, 0, "", "ps"), "(healthy)"); time.Sleep(200 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("not healthy")
+				}
+			}
+		}
+		healthy()
+		c.want(t, 0, `"Restarts": 1`, "inspect", "life")
+		c.want(t, 0, `"FailingStreak"`, "inspect", "life")
+		if out := c.want(t, 0, "", "logs", "--since", "1h", "--until", "0s", "life"); out != "run x\nrun xx\n" {
+			t.Errorf("logs: %q", out)
+		}
+		c.want(t, 0, "life", "restart", "-t", "0", "life")
+		healthy()
+		c.want(t, 0, "life", "kill", "-s", "KILL", "life")
+		if out := c.want(t, 0, "", "wait", "life"); out != "137\n" {
+			t.Errorf("wait: %q", out)
+		}
+		c.want(t, 0, "", "reconcile")
+		c.want(t, 0, "life", "rm", "-f", "life")
+	})
 	t.Run("detached, ps, logs, stop with a trap, rm", func(t *testing.T) {
 		c.want(t, 0, "", "run", "-d", "--name", "web", c.image, "sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done")
 		for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
@@ -132,7 +160,7 @@ func TestCommands(t *testing.T) {
 				t.Fatal("the container did not come up")
 			}
 		}
-		c.want(t, 0, "running", "ps")
+		c.want(t, 0, "Up ", "ps")
 		c.want(t, 0, `"Name": "web"`, "inspect", "web")
 		c.want(t, 0, "process", "inspect", "--timeline", "web")
 		c.want(t, 1, "running", "rm", "web")
@@ -141,7 +169,7 @@ func TestCommands(t *testing.T) {
 		if took := time.Since(begin); took > 20*time.Second {
 			t.Errorf("stop took %v of the 30 s that the trap had", took)
 		}
-		c.want(t, 0, "exited (5)", "ps", "-a")
+		c.want(t, 0, "Exited (5)", "ps", "-a")
 		if out := c.want(t, 0, "", "logs", "web"); out != "up\nbye\n" {
 			t.Errorf("logs: %q", out)
 		}

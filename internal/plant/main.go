@@ -2,7 +2,7 @@
 // bug at a time in a copy of the module and lets the parser's fuzz target look
 // for it. It fails if one is not found in time.
 //
-//	go run ./internal/plant [-time 3m]
+//	go run ./internal/plant [-time 3m] [-target FuzzX]
 package main
 
 import (
@@ -72,6 +72,34 @@ var bugs = []bug{
 		pkg:    "./vic/tether", target: "FuzzLogReader",
 	},
 	{
+		parser: "tether's channels: an unknown type is not refused",
+		file:   "vic/tether/serverconn.go",
+		old:    "if handle == nil {",
+		new:    "if handle == nil && n.ChannelType() == \"session\" {",
+		pkg:    "./vic/tether", target: "FuzzServerChannels",
+	},
+	{
+		parser: "tether's answers: any number passes for an exit code",
+		file:   "vic/tether/channel.go",
+		old:    "if e.Code < 0 || e.Code > 255 {",
+		new:    "if e.Code < 0 {",
+		pkg:    "./vic/tether", target: "FuzzClientBytes",
+	},
+	{
+		parser: "serial line: an escape within a frame is not escaped",
+		file:   "vic/tether/frame.go",
+		old:    "if c == frameFlag || c == frameEscape {",
+		new:    "if c == frameFlag {",
+		pkg:    "./vic/tether", target: "FuzzFrames",
+	},
+	{
+		parser: "serial line: what was never sent can be confirmed",
+		file:   "vic/tether/lineconn.go",
+		old:    "n <= c.sent-c.una {",
+		new:    "int32(n) >= 0 {",
+		pkg:    "./vic/tether", target: "FuzzLineFrames",
+	},
+	{
 		parser: "spec: a memory size that vSphere refuses is taken",
 		file:   "vic/containervm/spec.go",
 		old:    "case s.MemoryMB%4 != 0:",
@@ -82,11 +110,15 @@ var bugs = []bug{
 
 func main() {
 	limit := flag.Duration("time", 3*time.Minute, "for each bug")
+	only := flag.String("target", "", "only bugs that this target is to find")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	var errs []error
 	for _, b := range bugs {
+		if *only != "" && b.target != *only {
+			continue
+		}
 		took, err := find(ctx, b, *limit)
 		if err != nil {
 			fmt.Printf("NOT FOUND  %-16s %s: %v\n", b.target, b.parser, err)

@@ -1,6 +1,8 @@
 package vsphere
 
 import (
+	"fmt"
+
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -84,6 +86,22 @@ func Adapter(key int32, mac string, p Port) *types.VirtualVmxnet3 {
 		WakeOnLanEnabled: types.NewBool(false),
 		VirtualDevice:    types.VirtualDevice{Key: key, Backing: b, Connectable: connected()},
 	}}}
+}
+
+// SerialPort is a network serial port on which the VM listens, at its host. One
+// that is not plugged leads nowhere until an administrator connects it.
+func SerialPort(key, unit int32, port int, plugged bool) *types.VirtualSerialPort {
+	const sio = 400 // the controller that every VM has
+	return &types.VirtualSerialPort{
+		YieldOnPoll: true,
+		VirtualDevice: types.VirtualDevice{
+			Key: key, ControllerKey: sio, UnitNumber: &unit,
+			Backing: &types.VirtualSerialPortURIBackingInfo{VirtualDeviceURIBackingInfo: types.VirtualDeviceURIBackingInfo{
+				ServiceURI: fmt.Sprintf("tcp://:%d", port), Direction: string(types.VirtualDeviceURIBackingOptionDirectionServer),
+			}},
+			Connectable: &types.VirtualDeviceConnectInfo{StartConnected: plugged, Connected: plugged, AllowGuestControl: false},
+		},
+	}
 }
 
 func connected() *types.VirtualDeviceConnectInfo {

@@ -17,6 +17,8 @@ import (
 type Session struct {
 	Vim     *vim25.Client
 	Watcher *Watcher
+	// Lines has what is shared of VMs' serial lines, by the VMs' references.
+	Lines sync.Map
 
 	renewal *renewal
 	inv     inventory

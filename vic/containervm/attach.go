@@ -23,6 +23,7 @@ type Attachment struct {
 	vm      *VM
 	streams tether.Streams
 	stale   string // the boot that was the last one when the VM was off
+	fresh   bool   // what was written before the first session is left out
 	wasOff  bool
 	kick    chan struct{}
 	cancel  context.CancelFunc
@@ -69,7 +70,8 @@ func (a *Attachment) mark(name string) {
 // Attach carries everything that one run of the main process writes, from its
 // start on, and brings it a standard input. It may be called before Start, and
 // is to the first run then, so that nothing is missed; else it is to the present
-// run, or the next where the guest is about to start the process again. It
+// run, or the next where the guest is about to start the process again. What a
+// log with a limit has dropped of a run's beginning is left out. It
 // returns at once: the guest is reached when it can be. Where
 // the process ends before that, its output is read from its disk. A connection
 // that is lost is made again, without loss and without repetition, unless
@@ -79,13 +81,25 @@ func (a *Attachment) mark(name string) {
 // ctx bounds the call, not the attachment; Detach ends that and leaves the
 // process as it is.
 func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) {
+	return v.AttachWith(ctx, AttachOptions{Streams: s})
+}
+
+// AttachOptions are the details of an attachment.
+type AttachOptions struct {
+	tether.Streams
+	// New leaves out what a process that runs already has written so far.
+	New bool
+}
+
+// AttachWith is Attach with all of its options.
+func (v *VM) AttachWith(ctx context.Context, o AttachOptions) (*Attachment, error) {
 	const op = "attach to container"
 	if _, err := newSigner(v.c, v.id); err != nil {
 		return nil, fault.Wrap(op, v.Ref(), err)
 	}
 	a := &Attachment{
-		vm: v, streams: s, kick: make(chan struct{}, 1), done: make(chan struct{}),
-		out: counter{w: s.Stdout}, errOut: counter{w: s.Stderr},
+		vm: v, streams: o.Streams, kick: make(chan struct{}, 1), done: make(chan struct{}),
+		out: counter{w: o.Stdout}, errOut: counter{w: o.Stderr},
 	}
 	if v.view.unstarted() {
 		a.wasOff, a.number = true, 1
@@ -97,6 +111,7 @@ func (v *VM) Attach(ctx context.Context, s tether.Streams) (*Attachment, error) 
 		if !info.On() {
 			a.wasOff, a.stale, a.number = true, info.status.Boot, 1
 		}
+		a.fresh = o.New && info.On()
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a.cancel = cancel
@@ -223,14 +238,14 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 		a.vm.c.Logger().Debug("trying again to reach the guest", "container", a.vm.name, "reason", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(failed[o.status.Boot]) * 100 * time.Millisecond):
+		case <-time.After(backOff(failed[o.status.Boot])):
 		}
 	}
 }
 
 // maxTries bounds how often one boot of a guest is dialled in vain; pauses add
-// up to a minute.
-const maxTries = 34
+// up to two minutes.
+const maxTries = 28
 
 // await returns when the guest of the boot that counts can be dialled, or has
 // powered off.
@@ -260,7 +275,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 		case found:
 		case power == types.VirtualMachinePowerStatePoweredOn:
 			seenOn = true
-			if fresh && st.HostKey != "" && len(st.Addresses) > 0 {
+			if fresh && info.reach.knows(st) {
 				o.Info, found = info, true
 			}
 		case power == types.VirtualMachinePowerStatePoweredOff && (seenOn || fresh):
@@ -326,9 +341,8 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		defer in.close()
 		s.Stdin = in
 	}
-	live, err := t.Attach(ctx, tether.AttachOptions{
-		Streams: s, Replay: true, Run: a.number, Skip: [2]int64{a.out.n, a.errOut.n},
-	})
+	skip := [2]int64{a.out.n, a.errOut.n}
+	live, err := t.Attach(ctx, tether.AttachOptions{Streams: s, Replay: !a.fresh, Run: a.number, Skip: skip})
 	if err != nil {
 		return false, exit, err
 	}
@@ -352,8 +366,10 @@ func (a *Attachment) session(ctx context.Context, info Info) (connected bool, ex
 		return true, exit, tether.ErrDetached
 	}
 	exit, err = live.Wait()
-	if n := live.Run(); n > 0 {
-		a.number = n
+	if n, from := live.Run(); n > 0 {
+		a.number, a.fresh = n, false
+		a.out.n += max(0, from[0]-skip[0])
+		a.errOut.n += max(0, from[1]-skip[1])
 	}
 	if w := errors.Join(out.failed, errOut.failed); w != nil {
 		err = &writeError{w}
@@ -383,7 +399,7 @@ func (a *Attachment) fromDisk(ctx context.Context) (tether.Exit, error) {
 		exit, err = tether.Exit{Code: r.ExitCode, Restarts: true}, nil
 		output = tether.LogOptions{Since: r.Started, Until: r.Finished}
 	}
-	if !output.Since.IsZero() {
+	if !output.Since.IsZero() && !a.fresh { // what it wrote before is not told from the rest
 		out, errOut := a.out.resume(), a.errOut.resume()
 		e := a.vm.diskLogs(ctx, output, func(l tether.LogEntry) error {
 			w := out

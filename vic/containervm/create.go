@@ -45,15 +45,20 @@ func Create(ctx context.Context, c *vic.Client, spec Spec) (*VM, error) {
 	if err != nil {
 		return nil, fault.Wrap(op, ref, err)
 	}
-	vmSpec, err := spec.vm(cfg)
-	if err != nil {
-		return nil, fault.Wrap(op, ref, err)
-	}
 	if given {
 		vm, err := Open(ctx, c, spec.Owner, spec.ID)
 		if err == nil || !errors.Is(err, vic.ErrNotFound) {
 			return vm, err
 		}
+	}
+	if spec.Serial {
+		if spec.serialPort, err = freePort(ctx, c, spec.Owner); err != nil {
+			return nil, fault.Wrap(op, ref, err)
+		}
+	}
+	vmSpec, err := spec.vm(cfg)
+	if err != nil {
+		return nil, fault.Wrap(op, ref, err)
 	}
 	folder := object.NewFolder(c.Vim(), types.ManagedObjectReference{Type: "Folder", Value: spec.Owner.Folder.ID})
 	pool := object.NewResourcePool(c.Vim(), types.ManagedObjectReference{Type: "ResourcePool", Value: spec.Owner.Pool.ID})
@@ -91,7 +96,7 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		&types.OptionValue{Key: tether.ConfigKey, Value: string(doc)},
 		&types.OptionValue{Key: keyConfigSum, Value: configSum(string(doc))},
 		&types.OptionValue{Key: tether.StatusKey, Value: noStatus},
-		&types.OptionValue{Key: KeyReach, Value: Reach(s.NICs)},
+		&types.OptionValue{Key: KeyReach, Value: Reach(s.NICs, s.Serial)},
 		&types.OptionValue{Key: keyID, Value: s.ID},
 		&types.OptionValue{Key: keyOwner, Value: s.Owner.ID},
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
@@ -122,7 +127,8 @@ func (s *Spec) annotation(cfg *tether.Config) string {
 }
 
 // devices are the VM's: a paravirtual SCSI controller with the root disk and
-// the volumes', a SATA CD with the boot ISO, vmxnet3 adapters. Nothing else is emulated.
+// the volumes', a SATA CD with the boot ISO, vmxnet3 adapters, serial ports where
+// they are asked for. Nothing else is emulated.
 func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	const scsiKey, sataKey = -100, -200
 	list := object.VirtualDeviceList{
@@ -134,6 +140,11 @@ func (s *Spec) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	list = append(list, s.volumeDisks(scsiKey)...)
 	for i, n := range s.NICs {
 		list = append(list, vsphere.Adapter(int32(-300-i), n.MAC, vsphere.Port{Name: n.Network.Name, Key: n.PortGroupKey, Switch: n.SwitchUUID}))
+	}
+	if s.Serial {
+		// COM1 is the kernel's console. It leads nowhere; whoever wants to watch
+		// it connects it.
+		list = append(list, vsphere.SerialPort(-400, 0, s.serialPort+1, false), vsphere.SerialPort(-401, serialCOM-1, s.serialPort, true))
 	}
 	return list.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
 }

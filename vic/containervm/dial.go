@@ -18,6 +18,7 @@ const (
 	// but a guest's clock may be off.
 	certificateLife = 10 * time.Minute
 	dialTime        = 5 * time.Second
+	dialSerialTime  = 20 * time.Second // another controller may have the line
 	dialAllTime     = 20 * time.Second // for all addresses of a guest
 )
 
@@ -48,20 +49,45 @@ func (v *VM) dial(ctx context.Context, info Info) (*tether.Client, error) {
 	if err := v.view.pin(info.status); err != nil {
 		return nil, err
 	}
-	return dial(ctx, v.c, v.id, info.status, info.reach)
+	st, r := info.status, info.reach
+	if !r.knows(st) {
+		return nil, errNotToldYet()
+	}
+	t, err := dial(ctx, v.c, v.id, st, r)
+	if err == nil || !r.serial || ctx.Err() != nil {
+		return t, err
+	}
+	signer, e := newSigner(v.c, v.id)
+	if e != nil {
+		return nil, e
+	}
+	t, e = dialSerial(ctx, v.c, v.ref, tether.ClientConfig{Signer: signer, HostKey: st.HostKey, ID: v.id})
+	if e == nil {
+		return t, nil
+	}
+	e = fmt.Errorf("serial port: %w", e)
+	if len(st.Addresses) > 0 {
+		e = errors.Join(err, e)
+	}
+	return nil, fault.As(vic.ErrUnavailable, e)
+}
+
+func errNotToldYet() error {
+	return fault.Of(vic.ErrUnavailable, "the guest has not told yet where its tether can be reached")
 }
 
 // DialGuest connects to the tether of the VM whose configuration has an ID, by
 // what the VM's extraConfig says, that is tether.StatusKey and KeyReach; the
-// caller closes the client. A guest that has not said yet where it can be
-// reached, or does not answer there, is vic.ErrUnavailable.
+// caller closes the client. It dials the VM's NICs. A guest that has not said yet
+// where it can be reached, or does not answer there, is vic.ErrUnavailable.
 func DialGuest(ctx context.Context, c *vic.Client, id string, options map[string]string) (*tether.Client, error) {
 	return dial(ctx, c, id, parseStatus(options[tether.StatusKey]), parseReach(options[KeyReach]))
 }
 
+// dial connects to one of the addresses that a guest names.
 func dial(ctx context.Context, c *vic.Client, id string, st tether.Status, r reach) (*tether.Client, error) {
 	if st.HostKey == "" || len(st.Addresses) == 0 {
-		return nil, fault.Of(vic.ErrUnavailable, "the guest has not told yet where its tether can be reached")
+		return nil, errNotToldYet()
 	}
 	signer, err := newSigner(c, id)
 	if err != nil {

@@ -69,7 +69,7 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	defer t.Close()
-	return fault.Wrap(op, v.Ref(), t.Signal(ctx, signal))
+	return fault.Wrap(op, v.Ref(), guestError(t.Signal(ctx, signal)))
 }
 
 // StopOptions say how to stop; the zero value uses the container's own signal
@@ -86,19 +86,22 @@ const slack = 10 * time.Second
 
 // Stop asks the main process to end, kills it after the grace, and returns
 // when the VM is off. The guest does not start the process again. A guest that
-// cannot be reached, or does not power off in time, is powered off. A container
-// that does not run is no error.
+// cannot be reached, or does not power off in time, is powered off, and so is a VM
+// that is suspended. A container that does not run is no error.
 func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	const op = "stop container"
 	info, err := v.Inspect(ctx)
 	if err != nil {
 		return err
 	}
-	if !info.On() {
+	if !info.On() && info.State != Suspended {
 		return nil
 	}
 	if err := v.noteStop(ctx, info); err != nil {
 		return fault.Wrap(op, v.Ref(), err)
+	}
+	if info.State == Suspended {
+		return v.powerOff(ctx, op) // There is no guest to ask.
 	}
 	end, err := v.stop(ctx, op, info, o)
 	if err == nil && end.status.Boot != info.status.Boot {
@@ -180,18 +183,22 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	dir := path.Dir(p)
-	if dir == "." || dir == "/" || ds != v.owner.Datastore.Name {
+	if dir == "." || dir == "/" || ds != v.owner.Datastore.Name && hasVolumes(m.Config.Hardware.Device, path.Dir(m.Config.Files.VmPathName)) {
 		return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrInvalid, "its files lie at %s, where nothing can be deleted safely", m.Config.Files.VmPathName))
 	}
-	if m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+	files, err := v.filesOn(ctx, ds)
+	if err != nil {
+		return fault.Wrap(op, v.Ref(), err)
+	}
+	if m.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
 		if !force {
-			return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "it is running: stop it first, or force"))
+			return fault.Wrap(op, v.Ref(), fault.Of(vic.ErrState, "it is running or suspended: stop it first, or force"))
 		}
 		if err := v.powerOff(ctx, op); err != nil && !isNotFound(err) {
 			return err
 		}
 	}
-	err = v.detach(ctx, m.Config.Hardware.Device, v.files().Path(dir))
+	err = v.detach(ctx, m.Config.Hardware.Device, files.Path(dir))
 	if err == nil {
 		err = vsphere.Judge(v.object().Unregister(ctx))
 	}
@@ -201,9 +208,9 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 		}
 		return fault.Wrap(op, v.Ref(), err)
 	}
-	v.deleteDisks(ctx, m.Config.Hardware.Device, dir)
-	if err := v.files().Delete(ctx, dir); err != nil {
-		return &fault.Error{Op: op, Ref: v.Ref(), Err: err, Left: []vic.Ref{{Kind: "file", ID: v.files().Path(dir)}}}
+	v.deleteDisks(ctx, files, m.Config.Hardware.Device, dir)
+	if err := files.Delete(ctx, dir); err != nil {
+		return &fault.Error{Op: op, Ref: v.Ref(), Err: err, Left: []vic.Ref{{Kind: "file", ID: files.Path(dir)}}}
 	}
 	return nil
 }
@@ -211,8 +218,7 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 // deleteDisks deletes the disks in the container's own directory as disks, on
 // datastores that may keep their data elsewhere (vSAN): deleting the directory
 // would leave that. What cannot be deleted so goes with the directory.
-func (v *VM) deleteDisks(ctx context.Context, devices object.VirtualDeviceList, dir string) {
-	files := v.files()
+func (v *VM) deleteDisks(ctx context.Context, files *vsphere.Files, devices object.VirtualDeviceList, dir string) {
 	ref, name := files.Datastore()
 	d, err := v.c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Ref == ref })
 	if err == nil && d.SparseDisks {
@@ -256,9 +262,28 @@ func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList, dir s
 	return nil
 }
 
-// files opens the datastore that the VCH keeps its containers on.
-func (v *VM) files() *vsphere.Files {
-	return vsphere.NewFiles(v.c.Session(),
-		types.ManagedObjectReference{Type: "Datacenter", Value: v.c.Datacenter().ID}, v.owner.Datacenter,
-		types.ManagedObjectReference{Type: "Datastore", Value: v.owner.Datastore.ID}, v.owner.Datastore.Name)
+// hasVolumes tells whether disks other than the root disk lie in the VM's own
+// directory: vSphere takes them there when it moves a VM to another datastore.
+func hasVolumes(devices object.VirtualDeviceList, dir string) bool {
+	n := 0
+	for _, d := range devices.SelectByType((*types.VirtualDisk)(nil)) {
+		if b, ok := d.GetVirtualDevice().Backing.(types.BaseVirtualDeviceFileBackingInfo); ok && path.Dir(b.GetVirtualDeviceFileBackingInfo().FileName) == dir {
+			n++
+		}
+	}
+	return n > 1
+}
+
+// filesOn opens the datastore of a name: the VCH's own, where containers are made,
+// or another one of the datacenter, where an administrator has moved the VM.
+func (v *VM) filesOn(ctx context.Context, name string) (*vsphere.Files, error) {
+	ref := types.ManagedObjectReference{Type: "Datastore", Value: v.owner.Datastore.ID}
+	if name != v.owner.Datastore.Name {
+		d, err := v.c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Name == name })
+		if err != nil {
+			return nil, err
+		}
+		ref = d.Ref
+	}
+	return v.c.Session().Files(ref, name), nil
 }

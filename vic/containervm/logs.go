@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"strings"
 
 	"github.com/vmware/govmomi/vim25/mo"
@@ -18,10 +19,8 @@ import (
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
-// Logs calls f with the entries of the container's log, oldest first: through
-// the tether while it runs, from its disk when it is off. With Follow it goes
-// on until the process ends. An error of f ends it and is returned.
-func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
+// readLogs is Logs for as long as one connection lasts; see brokenLog.
+func (v *VM) readLogs(ctx context.Context, o tether.LogOptions, f func(tether.LogEntry) error) error {
 	const op = "read logs of container"
 	info, err := v.Inspect(ctx)
 	if err != nil {
@@ -43,7 +42,15 @@ func (v *VM) Logs(ctx context.Context, o tether.LogOptions, f func(tether.LogEnt
 		return fault.Wrap(op, v.Ref(), err)
 	}
 	defer r.Close()
-	return fault.Wrap(op, v.Ref(), each(r, f))
+	var told error
+	err = each(r, func(e tether.LogEntry) error {
+		told = f(e)
+		return told
+	})
+	if err != nil && told == nil {
+		err = &brokenLog{err}
+	}
+	return fault.Wrap(op, v.Ref(), err)
 }
 
 func each(r *tether.LogReader, f func(tether.LogEntry) error) error {
@@ -72,15 +79,29 @@ func (v *VM) diskLogs(ctx context.Context, o tether.LogOptions, f func(tether.Lo
 	if err != nil {
 		return fmt.Errorf("the container's filesystem: %w", err)
 	}
-	l, err := root.OpenFile(tether.LogPath)
+	dir := path.Dir(tether.LogPath)
+	entries, err := root.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		return fmt.Errorf("%s: %w", tether.LogPath, err)
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	var files []*io.SectionReader
+	for _, name := range tether.LogNames(names) {
+		l, err := root.OpenFile(path.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w", dir, name, err)
+		}
+		files = append(files, io.NewSectionReader(l, 0, l.Info().Size))
 	}
 	o.Follow = false
-	r, err := tether.SelectLog(l, l.Info().Size, o)
+	log, size := tether.JoinLog(files)
+	r, err := tether.SelectLog(log, size, o)
 	if err != nil {
 		return err
 	}
@@ -102,11 +123,20 @@ func (v *VM) openDisk(ctx context.Context) (*chain.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ds != v.owner.Datastore.Name {
-		return nil, fault.Of(vic.ErrUnsupported, "the root disk was moved to datastore %q, away from the VCH's", ds)
-	}
-	files := v.files()
-	return chain.Open(ctx, p, func(ctx context.Context, p string) (chain.File, error) {
-		return files.OpenFile(ctx, strings.TrimPrefix(p, "/"))
+	// Parents may be on other datastores, where they are named by their whole path.
+	return chain.Open(ctx, volumes+ds+"/"+p, func(ctx context.Context, p string) (chain.File, error) {
+		rest, ok := strings.CutPrefix(p, volumes)
+		ds, rel, _ := strings.Cut(rest, "/")
+		if !ok {
+			return nil, fault.Of(vic.ErrInvalid, "%q is on no datastore", p)
+		}
+		files, err := v.filesOn(ctx, ds)
+		if err != nil {
+			return nil, err
+		}
+		return files.OpenFile(ctx, rel)
 	})
 }
+
+// volumes is where ESXi has its datastores.
+const volumes = "/vmfs/volumes/"

@@ -22,12 +22,14 @@ const (
 	// keyConfigSum is the SHA-256 of what was written under tether.ConfigKey.
 	keyConfigSum = "vic.config.sha256"
 
-	reachLease = "lease"
+	reachLease  = "lease"
+	reachSerial = "serial"
 )
 
 // Reach makes the value of KeyReach for a VM with adapters: the addresses that
-// they have for good, and "lease" where one asks DHCP.
-func Reach(nics []vic.NIC) string {
+// they have for good, "lease" where one asks DHCP, and "serial" where it has a
+// serial port for controllers.
+func Reach(nics []vic.NIC, serial bool) string {
 	var words []string
 	lease := false
 	for _, n := range nics {
@@ -40,13 +42,17 @@ func Reach(nics []vic.NIC) string {
 	if lease {
 		words = append(words, reachLease)
 	}
+	if serial {
+		words = append(words, reachSerial)
+	}
 	return strings.Join(words, " ")
 }
 
 // reach is KeyReach's value, taken apart.
 type reach struct {
-	fixed []netip.Addr
-	lease bool
+	fixed  []netip.Addr
+	lease  bool
+	serial bool
 }
 
 func parseReach(s string) reach {
@@ -54,9 +60,9 @@ func parseReach(s string) reach {
 	for _, w := range strings.Fields(s) {
 		if a, err := netip.ParseAddr(w); err == nil {
 			r.fixed = append(r.fixed, a)
-		} else if w == reachLease {
-			r.lease = true
+			continue
 		}
+		r.lease, r.serial = r.lease || w == reachLease, r.serial || w == reachSerial
 	}
 	return r
 }
@@ -109,6 +115,11 @@ func (r reach) check(address string, networks []netip.Prefix, own func() ([]net.
 		}
 	}
 	return nil
+}
+
+// knows tells whether a status says enough to reach its guest.
+func (r reach) knows(st tether.Status) bool {
+	return st.HostKey != "" && (len(st.Addresses) > 0 || r.serial)
 }
 
 // targets are those of a guest's addresses that may be dialled, each once, and

@@ -19,9 +19,9 @@ func TestReachBoundsWhatIsDialled(t *testing.T) {
 	own := func() ([]net.Addr, error) {
 		return []net.Addr{&net.IPNet{IP: net.IPv4(10, 9, 9, 9), Mask: net.CIDRMask(24, 32)}, &net.IPNet{IP: net.ParseIP("2001:db8::9"), Mask: net.CIDRMask(64, 128)}}, nil
 	}
-	fixed := Reach([]vic.NIC{{Address: netip.MustParsePrefix("192.0.2.5/24")}})
-	lease := Reach([]vic.NIC{{}})
-	both := Reach([]vic.NIC{{Address: netip.MustParsePrefix("192.0.2.5/24")}, {}})
+	fixed := Reach([]vic.NIC{{Address: netip.MustParsePrefix("192.0.2.5/24")}}, false)
+	lease := Reach([]vic.NIC{{}}, false)
+	both := Reach([]vic.NIC{{Address: netip.MustParsePrefix("192.0.2.5/24")}, {}}, false)
 	lan := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 	for _, c := range []struct {
 		reach, address string

@@ -78,12 +78,25 @@ type Spec struct {
 	// says whether a VM that is off should run (see Info.ShouldRun).
 	Restart tether.Restart
 
+	// Health is the health check that the guest runs, or nil.
+	Health *tether.Health
+	// Log bounds the log on the container's disk.
+	Log tether.LogLimit
+
 	// CPUs and MemoryMB default to the owner's.
 	CPUs     int32
 	MemoryMB int64
 	// NICs; nil gives one of the owner's kind. An empty slice that is not nil
-	// is vic.ErrUnsupported: controllers reach the guest over its network.
+	// gives none, and Serial.
 	NICs []vic.NIC
+	// Serial gives the VM a network serial port, over which controllers reach
+	// the guest where they do not by its NICs. It is dialled at the VM's host
+	// (see vic.Config.DialHost), carries some 0.5 MB/s, and one process at a
+	// time; the next waits for it. Hosts need the firewall's rule set "VM serial
+	// port connected over network".
+	Serial bool
+
+	serialPort int // drawn
 }
 
 var (
@@ -145,8 +158,6 @@ func (s *Spec) complete() error {
 		return fault.Of(vic.ErrInvalid, "Owner: incomplete; take it from an open VCH")
 	case s.Root.Path == "" || s.Root.Bytes <= 0:
 		return fault.Of(vic.ErrInvalid, "Root: no disk; take it from an image of the VCH's store")
-	case len(s.NICs) == 0:
-		return fault.Of(vic.ErrUnsupported, "NICs: none: controllers reach the guest over its network, and no other carrier is there yet")
 	case len(s.NICs) > 10:
 		return fault.Of(vic.ErrInvalid, "NICs: %d: vSphere takes at most 10", len(s.NICs))
 	}
@@ -159,6 +170,7 @@ func (s *Spec) complete() error {
 	if err := checkMemory(s.MemoryMB); err != nil {
 		return err
 	}
+	s.Serial = s.Serial || len(s.NICs) == 0
 	s.NICs = append([]vic.NIC(nil), s.NICs...)
 	for i := range s.NICs {
 		if s.NICs[i].Network.ID == "" {
@@ -205,10 +217,13 @@ func (s *Spec) config() (*tether.Config, error) {
 		Settings:    s.Settings,
 		Stop:        tether.Stop{Signal: first(s.StopSignal, img.StopSignal), Grace: s.StopTimeout},
 		AwaitAttach: s.AwaitAttach,
-		Restart:     s.Restart,
+		Restart:     s.Restart, Health: s.Health, Log: s.Log,
 	}
 	if d := c.Process.Dir; d != "" && !path.IsAbs(d) {
 		c.Process.Dir = "/" + d
+	}
+	if s.Serial {
+		c.Serial = serialCOM
 	}
 	c.ShmBytes, c.ReadOnlyRoot = s.ShmBytes, s.ReadOnlyRoot
 	for _, m := range s.Mounts {

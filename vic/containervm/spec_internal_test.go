@@ -76,7 +76,7 @@ func TestSpecRefused(t *testing.T) {
 		{"process.args", func(s *Spec) { s.Image = ocispec.ImageConfig{} }},
 		{"process.args[1]", func(s *Spec) { s.Args = []string{"a\x00b"} }},
 		{"process.env[2]", func(s *Spec) { s.Env = []string{"novalue"} }},
-		{"NICs", func(s *Spec) { s.NICs = []vic.NIC{} }},
+		{"NICs: 11", func(s *Spec) { s.NICs = make([]vic.NIC, 11) }},
 		{"NICs[0]", func(s *Spec) { s.NICs = []vic.NIC{{}} }},
 		{"60 KiB", func(s *Spec) { s.Args = []string{strings.Repeat("x", 70<<10)} }},
 	} {

@@ -63,6 +63,8 @@ type Info struct {
 	Mounts  []tether.Mount
 	Created time.Time
 	State   State
+	// Paused tells that the processes of a container that is Running are frozen.
+	Paused bool
 	// Started is when the process was started last, and Finished when it ended
 	// last; zero where that has not happened since the VM was started.
 	Started, Finished time.Time
@@ -80,6 +82,12 @@ type Info struct {
 	Restart   tether.Restart
 	Restarts  int
 	NextStart time.Time
+	// Runs are the last runs that have ended since then, oldest first, where there
+	// were restarts; at most eight.
+	Runs []tether.Run
+	// Health is the state of the health checks, without their log (see Health of
+	// a tether.Client); nil where there are none or nothing is known of them.
+	Health *tether.HealthStatus
 	// Stopped tells that the container was stopped by Stop or Kill and not
 	// started since. It is kept only where the policy asks for it.
 	Stopped bool
@@ -241,13 +249,14 @@ func parseStatus(s string) tether.Status {
 func (i *Info) judge(power types.VirtualMachinePowerState) {
 	st := i.status
 	i.Started, i.Error, i.OOMKilled, i.Timeline = st.Started, st.Error, st.OOMKilled, st.Timeline
-	i.Finished, i.ExitCode, i.Restarts, i.OOMKills = st.Finished, st.ExitCode, st.Restarts, st.OOMKills
+	i.Runs = st.Runs
+	i.Finished, i.ExitCode, i.Restarts, i.OOMKills, i.Health = st.Finished, st.ExitCode, st.Restarts, st.OOMKills, st.Health
 	switch power {
 	case types.VirtualMachinePowerStatePoweredOn:
 		i.State = Running
 		switch st.State {
 		case tether.Running:
-			i.Error, i.OOMKilled = "", false
+			i.Error, i.OOMKilled, i.Paused = "", false, st.Paused
 		case tether.Restarting:
 			i.State, i.NextStart = Restarting, st.NextStart
 		default:

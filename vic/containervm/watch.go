@@ -272,6 +272,10 @@ func (v *VM) outcome(ctx context.Context, wait waitFunc, hasBeen bool) (Info, er
 				late = nil
 			}
 			return false, nil
+		case types.VirtualMachinePowerStateSuspended:
+			ran = true
+			off = info
+			return hasBeen, nil
 		}
 		if info.State == Created && ran {
 			info.State = Exited // before the guest could write a word

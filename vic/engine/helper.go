@@ -56,7 +56,7 @@ func (g helperGuest) Options(id string, nic vic.NIC) (map[string]string, error) 
 	}
 	// A key without a value is kept by nobody.
 	return map[string]string{
-		tether.ConfigKey: string(doc), tether.StatusKey: "{}", containervm.KeyReach: containervm.Reach([]vic.NIC{nic}),
+		tether.ConfigKey: string(doc), tether.StatusKey: "{}", containervm.KeyReach: containervm.Reach([]vic.NIC{nic}, false),
 	}, nil
 }
 

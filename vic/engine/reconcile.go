@@ -40,7 +40,7 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 		}
 		wg.Go(func() {
 			defer slots.Release(1)
-			err := vm.Start(ctx)
+			err := e.Start(ctx, vm, nil)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {

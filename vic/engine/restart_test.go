@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -225,5 +227,115 @@ func TestRestartedContainer(t *testing.T) {
 	}
 	if got, err := e.Engine.Reconcile(ctx); err != nil || len(got) != 0 {
 		t.Errorf("reconcile after a stop: %v, %v", got, err)
+	}
+}
+
+// TestNobodyConnected: ten restarts, and a process that gets ill and well again,
+// while no controller is connected; the one that comes next finds counts, times
+// and the log right.
+func TestNobodyConnected(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{})
+	image := e.Busybox(t)
+	ctx := t.Context()
+	before := e.Connect(t)
+	eng := e.Open(t, before, nil)
+	run := func(name, script string, change func(*engine.RunSpec)) {
+		s := engine.RunSpec{Image: image, Detach: true, Container: sh(script)}
+		s.Container.Name = name
+		change(&s)
+		if _, _, err := eng.Run(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	run("restless", `n=$(cat /n 2>/dev/null || echo 0); n=$((n+1)); echo $n >/n; echo run $n; exit $((100+n))`, func(s *engine.RunSpec) {
+		s.Container.Restart = tether.Restart{Policy: "on-failure", MaxRetries: 10}
+		s.Container.Log = tether.LogLimit{MaxBytes: 300, MaxFiles: 100}
+	})
+	run("sickly", `mkdir -p /tmp; while :; do sleep 4; touch /tmp/ill; sleep 6; rm /tmp/ill; done`, func(s *engine.RunSpec) {
+		s.Health = engine.HealthSpec{Test: []string{"CMD-SHELL", "echo as $(id -u); if [ -e /tmp/ill ]; then echo ill >>/seen; exit 1; else echo well >>/seen; fi"},
+			Interval: 500 * time.Millisecond, Retries: 3}
+	})
+	if err := before.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// Ten pauses from 100 ms on, doubled, are 102.3 s.
+	time.Sleep(time.Until(begin.Add(100 * time.Second)))
+
+	after := e.Open(t, e.Connect(t), nil)
+	vm, _, err := after.Find(ctx, "restless")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	info, err := vm.Wait(wctx)
+	if err != nil || info.State != containervm.Exited || !info.Known || info.ExitCode != 111 || info.Restarts != 10 {
+		t.Fatalf("after ten restarts: %+v, %v", info, err)
+	}
+	if took := info.Finished.Sub(begin); took < 102*time.Second || took > 4*time.Minute {
+		t.Errorf("the last run ended %v after the start", took)
+	}
+	if len(info.Runs) != 8 {
+		t.Fatalf("runs: %+v", info.Runs)
+	}
+	for i, r := range info.Runs {
+		if r.Number != 4+i || r.ExitCode != 104+i {
+			t.Errorf("run %d: %+v", 4+i, r)
+		}
+		if i > 0 {
+			want := 100 * time.Millisecond << (r.Number - 2)
+			if pause := r.Started.Sub(info.Runs[i-1].Finished); pause < want || pause > want+want/4+5*time.Second {
+				t.Errorf("pause before run %d: %v, want %v", r.Number, pause, want)
+			}
+		}
+	}
+	read := func(o tether.LogOptions) (lines []string) {
+		t.Helper()
+		if err := vm.Logs(ctx, o, func(l tether.LogEntry) error { lines = append(lines, string(l.Data)); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return lines
+	}
+	var want []string
+	for n := range 11 {
+		want = append(want, fmt.Sprintf("run %d\n", n+1))
+	}
+	if d := cmp.Diff(want, read(tether.LogOptions{})); d != "" {
+		t.Errorf("log: %s", d)
+	}
+	if d := cmp.Diff(want[6:], read(tether.LogOptions{Tail: 5})); d != "" {
+		t.Errorf("its tail, over several files: %s", d)
+	}
+	if d := cmp.Diff(want[4:6], read(tether.LogOptions{Since: info.Runs[1].Started, Until: info.Runs[2].Finished})); d != "" {
+		t.Errorf("a part of it: %s", d)
+	}
+
+	ill, info, err := after.Find(ctx, "sickly")
+	if err != nil || info.State != containervm.Running || info.Health == nil {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	c, err := ill.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	h, err := c.Health(ctx)
+	if err != nil || len(h.Log) != 5 || string(h.Log[0].Output) != "as 0\n" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if err := ill.Kill(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ill.Wait(wctx); err != nil {
+		t.Fatal(err)
+	}
+	// The checks have gone on all the time.
+	var out bytes.Buffer
+	if err := after.CopyOut(ctx, "sickly", "/seen", &out, nil); err != nil {
+		t.Fatal(err)
+	}
+	if turns := strings.Count(out.String(), "well\nill\n"); turns < 3 || strings.Count(out.String(), "ill\nwell\n") < turns {
+		t.Errorf("the check saw %d turns: %q", turns, out.String())
 	}
 }

@@ -18,11 +18,14 @@ type RunSpec struct {
 	// Image by the name people use; it is pulled where the store lacks it.
 	Image string
 	// Container holds what the container is to be. Owner, Root, Image and
-	// ImageName are filled in by the engine; an empty Name is drawn.
+	// ImageName are filled in by the engine, and so is a Health that is nil; an
+	// empty Name is drawn.
 	Container containervm.Spec
 	// Volumes by their names, beside Container.Mounts and those that the image
 	// wants at targets where nothing else is mounted.
 	Volumes []VolumeMount
+	// Health changes the image's health check.
+	Health HealthSpec
 	// Streams of the main process; not used where Detach is set.
 	Streams tether.Streams
 	// Detach returns when the VM is on.
@@ -87,6 +90,12 @@ func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (
 func (e *Engine) createVM(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
 	c := s.Container
 	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
+	if c.Health == nil {
+		var err error
+		if c.Health, err = healthOf(img.Docker(), s.Health); err != nil {
+			return nil, err
+		}
+	}
 	if !s.Detach {
 		c.AwaitAttach = attachTime
 	}

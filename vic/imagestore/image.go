@@ -24,6 +24,7 @@ type imageDoc struct {
 	Version  int                  `json:"version"`
 	Manifest digest.Digest        `json:"manifest"`
 	Config   ocispec.Image        `json:"config"`
+	Docker   DockerConfig         `json:"docker,omitzero"`
 	Layers   []ocispec.Descriptor `json:"layers"`
 	Dir      string               `json:"dir"` // of the top layer
 	Bytes    int64                `json:"bytes"`

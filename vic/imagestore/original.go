@@ -72,7 +72,7 @@ func (o *original) seen(n int, d ocispec.Descriptor, repositories ...string) {
 // kept. known are blobs of the image's lower layers that another image's record
 // has.
 func (s *Store) enter(ctx context.Context, f *found, top *layer, repository string, known []knownBlob) (*imageDoc, error) {
-	doc := &imageDoc{Version: 1, Manifest: f.manifest, Config: f.config, Layers: f.layers, Dir: top.Dir, Bytes: top.Bytes, Pulled: s.now()}
+	doc := &imageDoc{Version: 1, Manifest: f.manifest, Config: f.config, Docker: dockerConfigOf(f.rawConfig), Layers: f.layers, Dir: top.Dir, Bytes: top.Bytes, Pulled: s.now()}
 	doc.Original = &original{MediaType: f.mediaType, Manifest: f.rawManifest, Config: f.rawConfig}
 	before, err := s.readImage(ctx, f.manifest)
 	switch {

@@ -41,9 +41,13 @@ func (l *Lab) takeBack(ctx context.Context, running []*simulator.VirtualMachine)
 			}
 			delete(alive, vm.Self.Value)
 		}
-		l.log.Warn("a VM that was on is off", "vm", vm.Name, "why", why)
 		m.power.Lock()
-		l.poweredOff(m, vm, nil, vm.Name)
+		if m.noted.State != "" {
+			l.stopped(m, vm, nil, vm.Name, suspended) // as it was about to be
+		} else {
+			l.log.Warn("a VM that was on is off", "vm", vm.Name, "why", why)
+			l.poweredOff(m, vm, nil, vm.Name)
+		}
 		m.power.Unlock()
 	}
 	for _, pid := range alive {
@@ -81,6 +85,12 @@ func (l *Lab) adopt(ctx context.Context, m *machine, vm *simulator.VirtualMachin
 	}
 	if f, by := l.locks.acquire(s.name, hw.write, hw.read); f != "" {
 		return fmt.Errorf("%s is in use by %s", f, by)
+	}
+	if state := l.noted(m.ref).State; state != "" {
+		// It was about to be suspended, and goes on instead.
+		l.note(m, func(n *labState) { n.State = "" })
+		l.journal.flush()
+		l.dropState(state)
 	}
 	q, err := l.reach(ctx, m, vm, hw, pid)
 	if err != nil {
@@ -123,8 +133,8 @@ func (l *Lab) reach(ctx context.Context, m *machine, vm *simulator.VirtualMachin
 	return q, nil
 }
 
-// asExpected checks that a QEMU has the disks of its VM: a lab may have been
-// killed when it had taken them out. One that was stopped for a moment goes on.
+// asExpected checks that a QEMU has the disks of its VM. One that a lab had
+// stopped when it was killed, perhaps with its disks out, goes on.
 func (q *qemu) asExpected(ctx context.Context, hw *hardware) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
@@ -132,30 +142,24 @@ func (q *qemu) asExpected(ctx context.Context, hw *hardware) error {
 	if err != nil {
 		return err
 	}
-	for _, u := range hw.disks {
-		if d := have[u.key]; d.file != u.at.file() {
-			return fmt.Errorf("its disk %d is %q, not %s", u.key, d.file, u.at)
-		}
-	}
-	b, err := q.qmp.do(ctx, "query-status", nil)
+	st, err := q.status(ctx)
 	if err != nil {
 		return err
 	}
-	var st struct {
-		Status  string
-		Running bool
-	}
-	if err := json.Unmarshal(b, &st); err != nil {
-		return err
+	stopped := st == "paused" || st == "postmigrate"
+	for _, u := range hw.disks {
+		d := have[u.key]
+		if d.file != u.at.file() && !(stopped && d.node == fmt.Sprintf("z%d", u.key)) {
+			return fmt.Errorf("its disk %d is %q, not %s", u.key, d.file, u.at)
+		}
 	}
 	switch {
-	case st.Running:
+	case st == "running":
 		return nil
-	case st.Status == "paused" || st.Status == "postmigrate":
-		_, err = q.qmp.do(ctx, "cont", nil)
-		return err
+	case stopped:
+		return q.disksIn(ctx, hw)
 	}
-	return fmt.Errorf("it is in the state %q", st.Status)
+	return fmt.Errorf("it is in the state %q", st)
 }
 
 // A plugged is what a disk device has.

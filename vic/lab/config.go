@@ -28,11 +28,12 @@ func (l *Lab) Config() (vic.Config, error) {
 			}
 			return l.DialGuest(ctx, "", address)
 		},
+		DialHost: func(ctx context.Context, _, address string) (net.Conn, error) { return l.DialHost(ctx, address) },
 	}, err
 }
 
 // Config is what vic.Connect needs to use the lab from another process; guests
-// are reached through the lab's proxy.
+// and hosts are reached through the lab's proxy.
 func (s State) Config() (vic.Config, error) {
 	proxy, err := url.Parse(s.GuestProxy)
 	if err != nil {
@@ -44,7 +45,7 @@ func (s State) Config() (vic.Config, error) {
 		return vic.Config{}, err
 	}
 	a, err := vic.OpenAuthority(filepath.Join(s.Dir, authorityFile))
-	return vic.Config{URL: s.URL, User: s.User, Password: s.Password, CA: []byte(s.CA), Authority: a, DialGuest: dial, GuestNetworks: s.GuestNetworks}, err
+	return vic.Config{URL: s.URL, User: s.User, Password: s.Password, CA: []byte(s.CA), Authority: a, DialGuest: dial, DialHost: dial, GuestNetworks: s.GuestNetworks}, err
 }
 
 // subnets of the port groups.

@@ -41,6 +41,14 @@
 // VmPoweredOffEvent: those of a lab that was closed, and in a lab without QEMU
 // all. Sessions, tasks and older events are forgotten.
 //
+// SuspendVM_Task writes memory and devices to a .vmss file and ends the VM's QEMU;
+// PowerOnVM_Task goes on from it, also in another lab process.
+//
+// Snapshots make child disks, NAME-000001.vmdk, beside the disks that they keep;
+// removing one merges what only it kept into the lower disk. A running VM stands
+// still for either, and while a snapshot's memory is written (.vmsn). Independent
+// disks are left out. Quiescing is refused.
+//
 // # Disks
 //
 // A disk made through the API is a thin "vmfs" descriptor with a flat extent,

@@ -23,6 +23,9 @@ type hardware struct {
 	buses   []int32    // of pvscsi controllers
 
 	write, read []location // files to lock
+
+	shape shape
+	state *os.File // to start with, or nil
 }
 
 type diskUnit struct {
@@ -107,6 +110,20 @@ func (hw *hardware) openDisks(l *Lab) types.BaseMethodFault {
 	return nil
 }
 
+// openState opens the state that the VM is to go on from; the caller closes it.
+func (hw *hardware) openState(l *Lab, state string) types.BaseMethodFault {
+	at, fault := l.resolve(state)
+	if fault != nil {
+		return fault
+	}
+	f, err := at.root.Open(at.rel)
+	if err != nil {
+		return fileFault(state, err)
+	}
+	hw.state = f
+	return nil
+}
+
 func (u *diskUnit) open(l *Lab) (write, read []location, fault types.BaseMethodFault) {
 	if u.chain, fault = l.openChain(u.at); fault != nil {
 		return nil, nil, fault
@@ -174,7 +191,8 @@ func nicArgument(n *types.VirtualVmxnet3) string {
 
 // arguments returns QEMU's command line. files are the numbers of the open
 // files that it inherits.
-func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, files func(netdev int32) int) []string {
+func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(netdev int32) int) []string {
+	kvm := hw.shape.KVM
 	js := func(o fields) string {
 		b, _ := json.Marshal(o) // maps of strings and numbers
 		return string(b)
@@ -205,7 +223,7 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, kvm bool, file
 	for _, u := range hw.disks {
 		a = append(a, "-blockdev", js(u.node()), "-device", js(u.device()))
 	}
-	for i := range rootPorts(len(hw.nics)) {
+	for i := range hw.shape.RootPorts {
 		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,bus=pcie.0,chassis=%d,addr=0x%x", i, i+1, 8+i))
 	}
 	for _, n := range hw.nics {
@@ -276,7 +294,13 @@ func (l *Lab) serialArguments(hw *hardware) []string {
 		if i == 0 {
 			logTo = ",logfile=" + console
 		}
-		switch b := p.Backing.(type) {
+		backing := p.Backing
+		if !leads(p) {
+			backing = nil
+		}
+		switch b := backing.(type) {
+		case nil:
+			a = append(a, "-chardev", fmt.Sprintf("null,id=s%d%s", i, logTo))
 		case *types.VirtualSerialPortFileBackingInfo:
 			at, _ := l.resolve(b.FileName)
 			a = append(a, "-chardev", fmt.Sprintf("file,id=s%d,append=on,path=%s%s", i, comma(at.file()), logTo))

@@ -206,7 +206,7 @@ func (l *Lab) addNIC(ctx context.Context, q *qemu, m *machine, n *types.VirtualV
 	undo := func() { _, _ = q.qmp.do(context.WithoutCancel(ctx), "netdev_del", fields{"id": id}) }
 	var err error
 	for try := time.Millisecond; ; try *= 2 {
-		if err = l.plug(q, m, n); err == nil || ctx.Err() != nil {
+		if err = l.plug(ctx, q, m, n); err == nil || ctx.Err() != nil {
 			break
 		}
 		select {

@@ -219,6 +219,7 @@ func (l *Lab) takeOver() {
 	l.override("Datacenter", &datacenterHandler{l.newBase("datacenter")})
 	l.override("Folder", &folderHandler{l.newBase("folder")})
 	l.override("VirtualMachine", &vmHandler{l.newBase("vm")})
+	l.override("VirtualMachineSnapshot", &snapshotHandler{l.newBase("snapshot")})
 	l.reg.AddHandler(&observer{l.newBase("observer")})
 	l.reg.Handler = l.dispatch
 	l.reg.Cookie = l.sessions.cookie

@@ -195,6 +195,15 @@ type savedVM struct {
 type labState struct {
 	// BootKeys are the keys of extraConfig at power-on, in order.
 	BootKeys []string `json:"bootKeys,omitempty"`
+	// Shape is that of the VM's QEMU, since its power-on.
+	Shape shape `json:"shape"`
+	// State is the file of a suspended VM's state.
+	State string `json:"state,omitempty"`
+	// Snapshots are the VM's, and SnapshotID the last number that one got. Deltas
+	// are the disks that were made for snapshots.
+	Snapshots  []savedSnapshot `json:"snapshots,omitempty"`
+	SnapshotID int32           `json:"snapshotId,omitempty"`
+	Deltas     []string        `json:"deltas,omitempty"`
 }
 
 func encodeObject(v any) ([]byte, error) {

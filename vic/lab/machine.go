@@ -166,6 +166,9 @@ func (l *Lab) vmEvent(ref types.ManagedObjectReference, s vmState) types.VmEvent
 	if dc := l.dc; dc.Value != "" {
 		e.Datacenter = &types.DatacenterEventArgument{EntityEventArgument: types.EntityEventArgument{Name: datacenterName}, Datacenter: dc}
 	}
+	if dir, fault := l.dir(s); fault == nil {
+		e.Ds = &types.DatastoreEventArgument{EntityEventArgument: types.EntityEventArgument{Name: dir.name}, Datastore: dir.ref}
+	}
 	if h, ok := l.reg.Get(s.host).(*simulator.HostSystem); ok {
 		e.Host = &types.HostEventArgument{EntityEventArgument: types.EntityEventArgument{Name: h.Name}, Host: s.host}
 		e.ComputeResource = &types.ComputeResourceEventArgument{EntityEventArgument: types.EntityEventArgument{Name: clusterName}, ComputeResource: *h.Parent}

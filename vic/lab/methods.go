@@ -39,7 +39,9 @@ var supported = set(`
 	CreateResourcePool UpdateConfig
 
 	CreateVM_Task ReconfigVM_Task UnregisterVM RefreshStorageInfo
-	PowerOnVM_Task PowerOffVM_Task ResetVM_Task ShutdownGuest RebootGuest PowerOnMultiVM_Task
+	PowerOnVM_Task PowerOffVM_Task ResetVM_Task SuspendVM_Task ShutdownGuest RebootGuest PowerOnMultiVM_Task
+	RelocateVM_Task
+	CreateSnapshot_Task RevertToCurrentSnapshot_Task RemoveAllSnapshots_Task RevertToSnapshot_Task RemoveSnapshot_Task RenameSnapshot
 
 	MakeDirectory MoveDatastoreFile_Task CopyDatastoreFile_Task DeleteDatastoreFile_Task
 	CreateVirtualDisk_Task CopyVirtualDisk_Task MoveVirtualDisk_Task DeleteVirtualDisk_Task ExtendVirtualDisk_Task

@@ -4,13 +4,14 @@ import (
 	"encoding/base64"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 )
 
 // guestProxy serves an HTTP proxy on loopback that connects to guests, for
 // programs that are not in this process. It knows CONNECT and the lab's own
-// login, and dials nothing but port groups' networks.
+// login, and dials nothing but port groups' networks and VMs' serial ports.
 func (l *Lab) guestProxy() (string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -36,7 +37,11 @@ func (l *Lab) serveProxy(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "CONNECT only", http.StatusMethodNotAllowed)
 		return
 	}
-	out, err := l.DialGuest(r.Context(), r.Header.Get("Lab-Network"), r.Host)
+	dial := func() (net.Conn, error) { return l.DialGuest(r.Context(), r.Header.Get("Lab-Network"), r.Host) }
+	if _, err := netip.ParseAddrPort(r.Host); err != nil {
+		dial = func() (net.Conn, error) { return l.DialHost(r.Context(), r.Host) }
+	}
+	out, err := dial()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return

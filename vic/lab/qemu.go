@@ -37,7 +37,7 @@ type qemu struct {
 // startTime bounds how long QEMU may take to answer.
 const startTime = 30 * time.Second
 
-// startQEMU boots a VM. The process is told of its sockets as open files, so
+// startQEMU boots a VM, or has it go on from hw.state, which is closed. The process is told of its sockets as open files, so
 // that there is nothing to wait for and no path that could be too long.
 func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMachine, s vmState, hw *hardware) (*qemu, error) {
 	boot, err := l.bootFilesOf(hw)
@@ -69,8 +69,12 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 		fd[n.Key] = 3 + len(files)
 		files = append(files, f)
 	}
-	args := l.arguments(s, hw, boot, l.useKVM(ctx), func(key int32) int { return fd[key] })
+	args := l.arguments(s, hw, boot, func(key int32) int { return fd[key] })
 	args = append(args, "-D", l.marker(m.ref.Value))
+	if hw.state != nil {
+		args = append(args, "-incoming", fmt.Sprintf("fd:%d", 3+len(files)))
+		files = append(files, hw.state)
+	}
 	cmd := exec.Command(l.opts.QEMU, args...)
 	cmd.ExtraFiles = files
 	cmd.Stdout, cmd.Stderr = &q.stderr, &q.stderr
@@ -91,12 +95,18 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 		}
 		close(q.done)
 	}()
-	if err := l.greet(ctx, q, m, vm, hw); err != nil {
+	err = l.greet(ctx, q, m, vm, hw)
+	if err == nil && hw.state != nil {
+		err = q.loaded(ctx)
+	}
+	if err != nil {
 		q.kill()
 		<-q.done
 		q.close()
 		if t := q.stderr.String(); t != "" {
 			err = fmt.Errorf("QEMU: %s", t)
+		} else if q.exit != "" {
+			err = fmt.Errorf("%w (QEMU: %s)", err, q.exit)
 		}
 		return nil, err
 	}
@@ -116,7 +126,7 @@ func (l *Lab) greet(ctx context.Context, q *qemu, m *machine, vm *simulator.Virt
 	}
 	for _, n := range hw.nics {
 		if err == nil {
-			err = l.plug(q, m, n)
+			err = l.plug(ctx, q, m, n)
 		}
 	}
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -113,6 +114,11 @@ func (q *qmp) expect(event string, match func(json.RawMessage) bool) (hit <-chan
 
 // do runs a command.
 func (q *qmp) do(ctx context.Context, cmd string, args any) (json.RawMessage, error) {
+	return q.doWith(ctx, cmd, args, nil)
+}
+
+// doWith runs a command that takes an open file.
+func (q *qmp) doWith(ctx context.Context, cmd string, args any, f *os.File) (json.RawMessage, error) {
 	ch := make(chan qmpAnswer, 1)
 	q.mu.Lock()
 	q.n++
@@ -124,7 +130,11 @@ func (q *qmp) do(ctx context.Context, cmd string, args any) (json.RawMessage, er
 	}
 	b, err := json.Marshal(m)
 	if err == nil {
-		_, err = q.conn.Write(append(b, '\n'))
+		if oob := rights(f); oob == nil {
+			_, err = q.conn.Write(append(b, '\n'))
+		} else {
+			_, _, err = q.conn.WriteMsgUnix(append(b, '\n'), oob, nil)
+		}
 	}
 	if err != nil {
 		delete(q.waiting, id)

@@ -308,8 +308,22 @@ func TestGovc(t *testing.T) {
 	if n := qemus(l.Dir()); n != 1 {
 		t.Errorf("%d QEMUs, want 1", n)
 	}
-	if out, err := run("snapshot.create", "-vm", "gv", "s"); err == nil || !strings.Contains(out, "not support") && !strings.Contains(out, "NotSupported") {
-		t.Errorf("snapshot: %v %s", err, out)
+	govc("snapshot.create", "-vm", "gv", "first")
+	govc("snapshot.create", "-vm", "gv", "-m=false", "second")
+	contains(govc("snapshot.tree", "-vm", "gv"), "first", "second", ".")
+	if out, err := run("snapshot.create", "-vm", "gv", "-q", "s"); err == nil || !strings.Contains(out, "quiesce") {
+		t.Errorf("a quiesced snapshot: %v %s", err, out)
+	}
+	contains(govc("device.info", "-vm", "gv", "disk-1000-0"), "gv-000002.vmdk")
+	govc("vm.power", "-suspend", "gv")
+	contains(govc("vm.info", "gv"), "suspended")
+	govc("vm.power", "-on", "gv")
+	govc("snapshot.revert", "-vm", "gv", "first")
+	contains(govc("vm.info", "gv"), "poweredOn")
+	govc("snapshot.remove", "-vm", "gv", "*")
+	contains(govc("device.info", "-vm", "gv", "disk-1000-0"), "gv.vmdk")
+	if n := qemus(l.Dir()); n != 1 {
+		t.Errorf("%d QEMUs, want 1", n)
 	}
 	govc("vm.power", "-off", "gv")
 	if n := qemus(l.Dir()); n != 0 {

@@ -1,12 +1,15 @@
 package lab
 
 import (
+	"context"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"strconv"
 	"strings"
 
+	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -83,4 +86,51 @@ func parseSerial(b *types.VirtualSerialPortURIBackingInfo) (serialLine, error) {
 		return s, fmt.Errorf("serviceURI %q has a strange host", b.ServiceURI)
 	}
 	return s, nil
+}
+
+// leads tells whether a serial port's line leads anywhere from power-on on.
+func leads(p *types.VirtualSerialPort) bool {
+	return p.Connectable == nil || p.Connectable.StartConnected
+}
+
+// DialHost connects to a network serial port at the host of its VM: to an address
+// such as "host1:12000", where a VM that is on listens on that port. The lab's
+// hosts are all this machine. ctx bounds the dialling; the caller closes the
+// connection.
+func (l *Lab) DialHost(ctx context.Context, address string) (net.Conn, error) {
+	name, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("lab: dial host: %w", err)
+	}
+	lc := l.context()
+	for _, e := range l.reg.All("VirtualMachine") {
+		vm, ok := e.(*simulator.VirtualMachine)
+		if !ok {
+			continue
+		}
+		s := l.look(vm)
+		h, ok := l.reg.Get(s.host).(*simulator.HostSystem)
+		if !ok || s.power != types.VirtualMachinePowerStatePoweredOn {
+			continue
+		}
+		var host string
+		lc.WithLock(h, func() { host = h.Name })
+		if host != name {
+			continue
+		}
+		for _, d := range s.config.Hardware.Device {
+			p, ok := d.(*types.VirtualSerialPort)
+			if !ok || !leads(p) {
+				continue
+			}
+			b, ok := p.Backing.(*types.VirtualSerialPortURIBackingInfo)
+			if !ok {
+				continue
+			}
+			if u, err := parseSerial(b); err == nil && u.server && u.port == port {
+				return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(u.host, u.port))
+			}
+		}
+	}
+	return nil, fmt.Errorf("lab: dial host %s: no VM that is on there has a serial port that listens on it: %w", address, fs.ErrNotExist)
 }

@@ -2,7 +2,9 @@ package lab
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -116,13 +118,34 @@ type port struct {
 }
 
 // plug connects a NIC of a QEMU to its port group. QEMU listens, so that the next
-// lab on the directory can do so again.
-func (l *Lab) plug(q *qemu, m *machine, n *types.VirtualVmxnet3) error {
+// lab on the directory can do so again. It returns when QEMU has the connection:
+// 7.2 writes to a null pointer what a guest sends before (net/stream.c).
+func (l *Lab) plug(ctx context.Context, q *qemu, m *machine, n *types.VirtualVmxnet3) error {
 	b, ok := n.Backing.(*types.VirtualEthernetCardNetworkBackingInfo)
 	if !ok || l.nets[b.DeviceName] == nil {
 		return fmt.Errorf("network adapter %d has no network", n.Key)
 	}
+	id := fmt.Sprintf("net%d", n.Key)
+	hit, forget := q.qmp.expect("NETDEV_STREAM_CONNECTED", func(b json.RawMessage) bool {
+		var d struct {
+			ID string `json:"netdev-id"`
+		}
+		return json.Unmarshal(b, &d) == nil && d.ID == id
+	})
+	defer forget()
 	conn, err := l.dialQEMU(nicSocket(m.ref.Value, n.Key))
+	if err == nil {
+		select {
+		case <-hit:
+		case <-q.qmp.gone:
+			err = errQEMUGone
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			_ = conn.Close()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("network adapter %d: %w", n.Key, err)
 	}

@@ -99,6 +99,13 @@ func (ts *tasks) start(ctx *simulator.Context, s taskSpec, f work) (types.Manage
 	lc := ts.lab.context()
 	lc.WithLock(s.entity, func() { lc.Map.Put(obj) })
 
+	if s.vm != nil {
+		// As vCenter does when a task is begun.
+		if vm, ok := ts.lab.reg.Get(s.entity).(*simulator.VirtualMachine); ok {
+			e := ts.lab.vmEvent(s.entity, ts.lab.look(vm))
+			ts.lab.post(&types.TaskEvent{Event: e.Event, Info: obj.Info})
+		}
+	}
 	go func() {
 		defer ts.wg.Done()
 		defer cancel()

@@ -66,8 +66,17 @@ func (l *Lab) destroyVM(ctx *simulator.Context, m *machine, vm *simulator.Virtua
 			}
 		}
 	}
+	kept := l.noted(m.ref)
+	for _, d := range kept.Deltas {
+		if at, fault := l.resolve(d); fault == nil && !slices.Contains(disks, at) {
+			disks = append(disks, at)
+		}
+	}
 	if fault := l.unregister(ctx, m, vm); fault != nil {
 		return fault
+	}
+	for _, x := range kept.Snapshots {
+		l.dropState(x.State)
 	}
 	defer l.refreshAll()
 	for _, d := range disks {
@@ -113,6 +122,11 @@ func (l *Lab) unregister(ctx *simulator.Context, m *machine, vm *simulator.Virtu
 	b := vm.UnregisterVM(ctx, &types.UnregisterVM{This: vm.Self})
 	if f := b.Fault(); f != nil {
 		return f.VimFault().(types.BaseMethodFault)
+	}
+	for _, o := range l.reg.AllReference("VirtualMachineSnapshot") {
+		if x, ok := o.(*simulator.VirtualMachineSnapshot); ok && x.Vm == m.ref {
+			l.reg.Remove(l.context(), x.Self)
+		}
 	}
 	for _, d := range s.config.Hardware.Device {
 		if c, ok := d.(types.BaseVirtualEthernetCard); ok {
@@ -239,6 +253,7 @@ func (l *Lab) renameVM(vm *simulator.VirtualMachine, name string) types.BaseMeth
 	l.set(vm, types.PropertyChange{Name: "name", Val: name},
 		types.PropertyChange{Name: "config.name", Val: name},
 		types.PropertyChange{Name: "summary.config.name", Val: name})
+	l.post(&types.VmRenamedEvent{VmEvent: l.vmEvent(vm.Self, l.look(vm)), OldName: s.name, NewName: name})
 	return nil
 }
 

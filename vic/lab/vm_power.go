@@ -38,16 +38,23 @@ func (l *Lab) powerOnTask(ctx *simulator.Context, ref types.ManagedObjectReferen
 }
 
 func (l *Lab) powerOn(ctx context.Context, t *task, m *machine, vm *simulator.VirtualMachine) types.BaseMethodFault {
+	m.power.Lock()
+	defer m.power.Unlock()
 	s := l.look(vm)
-	if s.power != poweredOff {
+	if s.power == poweredOn {
 		return powerStateFault(poweredOff, s.power)
 	}
+	n := l.noted(m.ref)
+	return l.bootVM(ctx, t, m, vm, s, n.State)
+}
+
+// bootVM powers a VM on, from a saved state where one is named. m.power is held.
+func (l *Lab) bootVM(ctx context.Context, t *task, m *machine, vm *simulator.VirtualMachine, s vmState, state string) types.BaseMethodFault {
 	hw, fault := l.hardware(s)
 	if fault != nil {
 		return fault
 	}
-	m.power.Lock()
-	defer m.power.Unlock()
+	resumed := state != "" || s.power == suspended && l.opts.NoQEMU
 	fault = l.withFiles(func() types.BaseMethodFault {
 		if fault := hw.openDisks(l); fault != nil {
 			return fault
@@ -62,7 +69,18 @@ func (l *Lab) powerOn(ctx context.Context, t *task, m *machine, vm *simulator.Vi
 	}
 	t.progress(10)
 	m.write, m.read = hw.write, hw.read
-	l.note(m, func(n *labState) { n.BootKeys = sortedKeys(options(s.config.ExtraConfig)) })
+	if !resumed {
+		shape := shape{KVM: !l.opts.NoQEMU && l.useKVM(ctx), RootPorts: rootPorts(len(hw.nics))}
+		l.note(m, func(n *labState) { n.BootKeys, n.Shape = sortedKeys(options(s.config.ExtraConfig)), shape })
+	}
+	hw.shape = l.noted(m.ref).Shape
+	if state != "" {
+		if fault := hw.openState(l, state); fault != nil {
+			l.locks.release(s.name, m.write, m.read)
+			return fault
+		}
+		defer hw.state.Close()
+	}
 	if !l.opts.NoQEMU {
 		q, err := l.startQEMU(ctx, m, vm, s, hw)
 		if err != nil {
@@ -78,14 +96,23 @@ func (l *Lab) powerOn(ctx context.Context, t *task, m *machine, vm *simulator.Vi
 	m.on = true
 	t.progress(90)
 	e := l.vmEvent(m.ref, s)
-	now := time.Now()
-	l.set(vm,
-		types.PropertyChange{Name: "config.hardware.device", Val: connect(s.config.Hardware.Device, true)},
-		types.PropertyChange{Name: "runtime.bootTime", Val: now},
-		types.PropertyChange{Name: "summary.runtime.bootTime", Val: now},
+	c := []types.PropertyChange{{Name: "config.hardware.device", Val: connect(s.config.Hardware.Device, true)}}
+	var first types.BaseEvent = &types.VmResumingEvent{VmEvent: e}
+	if !resumed {
+		now := time.Now()
+		c = append(c, types.PropertyChange{Name: "runtime.bootTime", Val: now}, types.PropertyChange{Name: "summary.runtime.bootTime", Val: now})
+		first = &types.VmStartingEvent{VmEvent: e}
+	}
+	l.set(vm, append(c,
 		types.PropertyChange{Name: "summary.runtime.powerState", Val: poweredOn},
-		types.PropertyChange{Name: "runtime.powerState", Val: poweredOn})
-	l.post(&types.VmStartingEvent{VmEvent: e}, &types.VmPoweredOnEvent{VmEvent: e})
+		types.PropertyChange{Name: "runtime.powerState", Val: poweredOn})...)
+	l.post(first, &types.VmPoweredOnEvent{VmEvent: e})
+	if old := l.noted(m.ref).State; old != "" {
+		// A lab that is killed from here on leaves a VM that runs.
+		l.note(m, func(n *labState) { n.State = "" })
+		l.journal.flush()
+		l.dropState(old)
+	}
 	if q := m.q; q != nil {
 		l.goDo(func() { l.watch(m, vm, q, s.name) })
 	}
@@ -116,6 +143,14 @@ func (l *Lab) watch(m *machine, vm *simulator.VirtualMachine, q *qemu, name stri
 
 // poweredOff puts the inventory right after a VM's end. m.power is held.
 func (l *Lab) poweredOff(m *machine, vm *simulator.VirtualMachine, q *qemu, name string) {
+	l.stopped(m, vm, q, name, poweredOff,
+		types.PropertyChange{Name: "runtime.bootTime", Val: nil},
+		types.PropertyChange{Name: "summary.runtime.bootTime", Val: nil})
+}
+
+// stopped puts the inventory right when a VM is off or suspended; what else
+// changes goes along. m.power is held.
+func (l *Lab) stopped(m *machine, vm *simulator.VirtualMachine, q *qemu, name string, power types.VirtualMachinePowerState, more ...types.PropertyChange) {
 	if q != nil {
 		q.close()
 	}
@@ -128,7 +163,7 @@ func (l *Lab) poweredOff(m *machine, vm *simulator.VirtualMachine, q *qemu, name
 	lc.WithLock(vm, func() {
 		var keep []types.BaseOptionValue
 		for _, o := range vm.Config.ExtraConfig {
-			if slices.Contains(bootKeys, o.GetOptionValue().Key) {
+			if power == suspended || slices.Contains(bootKeys, o.GetOptionValue().Key) {
 				keep = append(keep, o)
 			}
 		}
@@ -144,18 +179,22 @@ func (l *Lab) poweredOff(m *machine, vm *simulator.VirtualMachine, q *qemu, name
 		}
 		sum := *vm.Summary.Guest
 		sum.IpAddress, sum.ToolsRunningStatus, sum.ToolsStatus = "", guest.ToolsRunningStatus, guest.ToolsStatus
-		lc.Update(vm, []types.PropertyChange{
-			{Name: "config.extraConfig", Val: keep},
-			{Name: "config.hardware.device", Val: connect(s.config.Hardware.Device, false)},
-			{Name: "guest", Val: &guest},
-			{Name: "summary.guest", Val: &sum},
-			{Name: "runtime.bootTime", Val: nil},
-			{Name: "summary.runtime.bootTime", Val: nil},
-			{Name: "summary.runtime.powerState", Val: poweredOff},
-			{Name: "runtime.powerState", Val: poweredOff},
-		})
+		lc.Update(vm, append(more,
+			types.PropertyChange{Name: "config.extraConfig", Val: keep},
+			types.PropertyChange{Name: "config.hardware.device", Val: connect(s.config.Hardware.Device, false)},
+			types.PropertyChange{Name: "guest", Val: &guest},
+			types.PropertyChange{Name: "summary.guest", Val: &sum},
+			types.PropertyChange{Name: "summary.runtime.powerState", Val: power},
+			types.PropertyChange{Name: "runtime.powerState", Val: power}))
 	})
 	e := l.vmEvent(m.ref, s)
+	if dir, fault := l.dir(s); fault == nil {
+		l.logVM(dir, "%s", power)
+	}
+	if power == suspended {
+		l.post(&types.VmSuspendedEvent{VmEvent: e})
+		return
+	}
 	switch {
 	case q != nil && q.byGuest.Load():
 		l.post(&types.VmGuestShutdownEvent{VmEvent: e})
@@ -164,9 +203,6 @@ func (l *Lab) poweredOff(m *machine, vm *simulator.VirtualMachine, q *qemu, name
 		l.log.Warn("QEMU failed", "vm", name, "why", q.failure())
 	}
 	l.post(&types.VmPoweredOffEvent{VmEvent: e})
-	if dir, fault := l.dir(s); fault == nil {
-		l.logVM(dir, "powered off")
-	}
 }
 
 func (h *vmHandler) PowerOffVMTask(ctx *simulator.Context, req *types.PowerOffVM_Task) soap.HasFault {
@@ -177,10 +213,15 @@ func (h *vmHandler) PowerOffVMTask(ctx *simulator.Context, req *types.PowerOffVM
 		ref, fault = h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "powerOff", vm: m}, func(context.Context, *task) (types.AnyType, types.BaseMethodFault) {
 			m.power.Lock()
 			defer m.power.Unlock()
-			if !m.on {
+			s := h.lab.look(vm)
+			if s.power == poweredOff {
 				return nil, powerStateFault(poweredOn, poweredOff)
 			}
-			s := h.lab.look(vm)
+			if state := h.lab.noted(m.ref).State; state != "" {
+				// The memory of a suspended VM is lost.
+				h.lab.note(m, func(n *labState) { n.State = "" })
+				defer h.lab.dropState(state)
+			}
 			h.lab.post(&types.VmStoppingEvent{VmEvent: h.lab.vmEvent(m.ref, s)})
 			if m.q != nil {
 				m.q.stop()
@@ -202,7 +243,7 @@ func (h *vmHandler) ResetVMTask(ctx *simulator.Context, req *types.ResetVM_Task)
 	if fault == nil {
 		var ref types.ManagedObjectReference
 		ref, fault = h.lab.tasks.start(ctx, taskSpec{entity: req.This, kind: "reset", vm: m}, func(wctx context.Context, _ *task) (types.AnyType, types.BaseMethodFault) {
-			return nil, h.lab.running(m, func(q *qemu) error {
+			return nil, h.lab.running(m, vm, func(q *qemu) error {
 				h.lab.post(&types.VmResettingEvent{VmEvent: h.lab.vmEvent(m.ref, h.lab.look(vm))})
 				if q == nil {
 					return nil
@@ -220,11 +261,11 @@ func (h *vmHandler) ResetVMTask(ctx *simulator.Context, req *types.ResetVM_Task)
 }
 
 // running calls f with a running VM's QEMU, nil where the lab boots nothing.
-func (l *Lab) running(m *machine, f func(*qemu) error) types.BaseMethodFault {
+func (l *Lab) running(m *machine, vm *simulator.VirtualMachine, f func(*qemu) error) types.BaseMethodFault {
 	m.power.Lock()
 	defer m.power.Unlock()
 	if !m.on {
-		return powerStateFault(poweredOn, poweredOff)
+		return powerStateFault(poweredOn, l.look(vm).power)
 	}
 	if err := f(m.q); err != nil {
 		return vmConfigFault("%v", err)
@@ -248,7 +289,7 @@ func (h *vmHandler) soft(ref types.ManagedObjectReference, f func(*qemu) error) 
 	defer m.power.Unlock()
 	switch {
 	case !m.on:
-		return powerStateFault(poweredOn, poweredOff)
+		return powerStateFault(poweredOn, h.lab.look(vm).power)
 	case !tools || m.q == nil:
 		return say(&types.ToolsUnavailable{}, "VMware Tools do not run in the guest")
 	}

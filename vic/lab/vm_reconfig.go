@@ -35,6 +35,9 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 	if c.Files != nil {
 		return notSupported("moving a VM's files (configSpec.files)")
 	}
+	if s.power == suspended && (len(c.DeviceChange) != 0 || c.MemoryMB != 0 || c.NumCPUs != 0) {
+		return powerStateFault(poweredOff, s.power)
+	}
 	running := s.power == types.VirtualMachinePowerStatePoweredOn
 	if running {
 		switch {

@@ -22,8 +22,8 @@ type Streams struct {
 // the container's configuration; with one, all output is on Stdout.
 type AttachOptions struct {
 	Streams
-	// Replay first brings everything since the process's start, then what
-	// comes, with nothing missing and nothing twice. Without it the output
+	// Replay first brings everything since the process's start, or what the
+	// guest still has of it, then what comes, with nothing twice. Without it the output
 	// starts with the attachment.
 	Replay bool
 	// Run is the run of the process in this boot whose streams are attached,
@@ -42,7 +42,7 @@ var ErrDetached = errors.New("detached")
 type Attachment struct {
 	op       string
 	ch       ssh.Channel
-	run      int
+	run      attachedRun
 	detached chan struct{}
 	once     sync.Once
 	done     chan struct{}
@@ -126,7 +126,7 @@ func (a *Attachment) requests(requests <-chan *ssh.Request) (Exit, error) {
 		if r.Type == requestRun {
 			var doc attachedRun
 			if decode("run", r.Payload, &doc) == nil {
-				a.run = doc.Run
+				a.run = doc
 			}
 		}
 		if r.Type == requestExit {
@@ -160,11 +160,13 @@ func (a *Attachment) Wait() (Exit, error) {
 	return a.exit, a.err
 }
 
-// Run is the number of the run that the attachment was to, known after Wait;
-// zero where the guest had not told it.
-func (a *Attachment) Run() int {
+// Run is the number of the run that the attachment was to, and from which byte of
+// the run's standard output and error on it carried them: after Skip where a
+// Replay lacked something because the log was rotated. Both are known after Wait,
+// and zero where the guest had not told them.
+func (a *Attachment) Run() (number int, from [2]int64) {
 	<-a.done
-	return a.run
+	return a.run.Run, a.run.From
 }
 
 // Done is closed when Wait would not wait.

@@ -155,7 +155,21 @@ func (c *Client) open(ctx context.Context, kind string, params any) (ssh.Channel
 			result <- opened{err: err}
 			return
 		}
-		own, out := adopt(c.conn, ch, requests, free)
+		var own *channel
+		var out <-chan *ssh.Request
+		c.mu.Lock()
+		own, out = adopt(c.conn, ch, requests, func() {
+			c.mu.Lock()
+			delete(c.own, own)
+			c.mu.Unlock()
+			free()
+		})
+		c.own[own] = struct{}{}
+		off := c.off
+		c.mu.Unlock()
+		if off {
+			_ = own.Close()
+		}
 		result <- opened{own, out, nil}
 	}()
 	wctx, cancel := context.WithTimeoutCause(ctx, openWait, errOpenWait)

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -30,11 +33,23 @@ type ClientConfig struct {
 // A Client is a controller's connection to one guest. Its methods may be
 // called by several goroutines; everything it opened ends with it.
 type Client struct {
+	*connection
+
+	mu  sync.Mutex
+	own map[*channel]struct{}
+	off bool
+}
+
+// connection is what clients share.
+type connection struct {
 	conn ssh.Conn
 	done chan struct{} // closed when the connection has ended
 	quit chan struct{} // closed when the keep-alive loop has ended
 
 	slots chan struct{} // of open channels
+
+	mu      sync.Mutex
+	clients int
 }
 
 // NewClient greets the guest at the other end of conn, for at most ten seconds
@@ -74,7 +89,9 @@ func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, err
 		return nil, fmt.Errorf("tether: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{})
-	cl := &Client{conn: sc, done: make(chan struct{}), quit: make(chan struct{}), slots: make(chan struct{}, maxChannels)}
+	cl := &Client{own: map[*channel]struct{}{}, connection: &connection{
+		conn: sc, done: make(chan struct{}), quit: make(chan struct{}), slots: make(chan struct{}, maxChannels), clients: 1,
+	}}
 	go ssh.DiscardRequests(requests)
 	go func() {
 		for n := range channels {
@@ -112,8 +129,44 @@ func (c *Client) keepAlive(every time.Duration) {
 	}
 }
 
-// Close ends the connection and everything that was opened on it.
+// Share returns another client of the same connection, which has its own Close.
+// It is false where the connection has ended or has no client any more.
+func (c *Client) Share() (*Client, bool) {
+	c.connection.mu.Lock()
+	defer c.connection.mu.Unlock()
+	select {
+	case <-c.done:
+		return nil, false
+	default:
+	}
+	if c.clients == 0 {
+		return nil, false
+	}
+	c.clients++
+	return &Client{connection: c.connection, own: map[*channel]struct{}{}}, true
+}
+
+// Close ends everything that was opened by this client, and, where no other
+// shares it, the connection.
 func (c *Client) Close() error {
+	c.mu.Lock()
+	was := c.off
+	c.off = true
+	own := slices.Collect(maps.Keys(c.own))
+	c.mu.Unlock()
+	if was {
+		return nil
+	}
+	c.connection.mu.Lock()
+	c.clients--
+	last := c.clients == 0
+	c.connection.mu.Unlock()
+	if !last {
+		for _, ch := range own {
+			_ = ch.Close()
+		}
+		return nil
+	}
 	err := c.conn.Close()
 	<-c.done
 	<-c.quit
@@ -233,6 +286,14 @@ func (c *Client) Timeline(ctx context.Context) ([]Stage, error) {
 	var t []Stage
 	err := c.call(ctx, methodTimeline, struct{}{}, &t)
 	return t, err
+}
+
+// Health asks for the state of the health checks and their last results; an
+// ErrUnsupported where the container has none.
+func (c *Client) Health(ctx context.Context) (HealthStatus, error) {
+	var h HealthStatus
+	err := c.call(ctx, methodHealth, struct{}{}, &h)
+	return h, err
 }
 
 // Logs reads the log of the process's output and, with Follow, goes on until

@@ -43,6 +43,9 @@ type Config struct {
 	Settings Settings `json:"settings,omitzero"`
 	// NICs in the order eth0, eth1, …
 	NICs []NIC `json:"nics,omitempty"`
+	// Serial is the serial port, 2 to 4 for COM2 to COM4, on which the tether
+	// serves controllers beside its NICs; zero is none. COM1 is the kernel's.
+	Serial int `json:"serial,omitempty"`
 	// DNS servers and search domains for /etc/resolv.conf, beside those that
 	// DHCP brings.
 	DNS    []netip.Addr `json:"dns,omitempty"`
@@ -58,6 +61,10 @@ type Config struct {
 	Stop Stop `json:"stop"`
 	// Restart says when the guest starts the process again by itself.
 	Restart Restart `json:"restart,omitzero"`
+	// Health is the health check, or nil.
+	Health *Health `json:"health,omitempty"`
+	// Log bounds the log on the container's disk.
+	Log LogLimit `json:"log,omitzero"`
 	// AwaitAttach makes the guest stay, for at most this long after the
 	// process ended, until a controller that attached has taken the rest of
 	// the output, so that the end of a short process's output need not be read
@@ -131,6 +138,8 @@ func (c *Config) Validate() error {
 	switch {
 	case c.Version != 1:
 		return fmt.Errorf("version: %d is not 1, the version this tether knows", c.Version)
+	case c.Serial != 0 && (c.Serial < 2 || c.Serial > 4):
+		return fmt.Errorf("serial: %d is not 2 to 4", c.Serial)
 	case c.Apply != nil && c.Apply.Idle < 0:
 		return fmt.Errorf("apply.idle: negative")
 	case c.Apply != nil:
@@ -145,8 +154,12 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("hostname: longer than 64 bytes")
 	case c.Stop.Grace < 0:
 		return fmt.Errorf("stop.grace: negative")
-	case c.Restart.validate() != nil:
-		return c.Restart.validate()
+	case c.Restart.Validate() != nil:
+		return c.Restart.Validate()
+	case c.Health.validate() != nil:
+		return c.Health.validate()
+	case c.Log.Validate() != nil:
+		return c.Log.Validate()
 	case c.AwaitAttach < 0 || c.AwaitAttach > time.Minute:
 		return fmt.Errorf("awaitAttach: not between 0 and one minute")
 	}

@@ -34,6 +34,7 @@ type Container struct {
 	freezer  Freezer // of a container that is paused
 	status   Status
 	exit     Exit
+	health   *HealthStatus
 	run      *run         // that goes on or is to come
 	past     map[int]Exit // of the last runs
 	stages   []Stage
@@ -122,6 +123,9 @@ func (c *Container) Status() Status {
 	s := c.status
 	s.Addresses = append([]string(nil), s.Addresses...)
 	s.Runs = append([]Run(nil), s.Runs...)
+	if c.health != nil {
+		s.Health = &HealthStatus{State: c.health.State, FailingStreak: c.health.FailingStreak}
+	}
 	if s.State != Starting {
 		s.Timeline = append([]Stage(nil), c.stages...)
 	}
@@ -135,6 +139,13 @@ func (c *Container) Started(p Main, at time.Time) {
 	r := c.run
 	r.process = p
 	c.status.State, c.status.Started, c.status.NextStart = Running, at, time.Time{}
+	if c.config.Health != nil {
+		// The log of the last run stays, as Docker's does.
+		if c.health == nil {
+			c.health = &HealthStatus{}
+		}
+		c.health.State, c.health.FailingStreak = HealthStarting, 0
+	}
 	asked := c.asked
 	var stdin io.WriteCloser
 	if c.config.Process.OpenStdin {

@@ -29,6 +29,13 @@
 // from the file, byte for byte, so a slow or stopped attacher neither blocks
 // the process nor loses anything, and the guest's memory stays bounded.
 //
+// # Beside the main process
+//
+// An [ExecSpec] runs a further process, on a channel of its own that is opened
+// with all of its parameters. [Client.Top] and [Client.Stats] look at the container,
+// [Client.Pause] freezes it, [Client.TarOut] and [Client.TarIn] carry files. What the
+// guest's own code must do for that is in small interfaces of [ServerConfig].
+//
 // # Ownership
 //
 // NewClient takes over its connection and Close closes it. Attachments and log

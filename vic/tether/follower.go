@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"time"
 )
 
 // errOutputLost reports to an attacher that fell behind that the log, which it
@@ -39,10 +40,14 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 			f.pos = f.run.end
 		}
 		if replay {
-			f.seq = r.first
-			for s, off := range f.pos {
-				f.pos[s] = f.run.start[s] + skip[s]
-				ok = ok && skip[s] >= 0 && f.pos[s] <= off
+			end := f.pos
+			f.seq, f.pos = r.first, f.run.start
+			if skip == [3]int64{} {
+				f.pos = r.oldest(f.run.start, end)
+			}
+			for s := range f.pos {
+				f.pos[s] += skip[s]
+				ok = ok && skip[s] >= 0 && f.pos[s] <= end[s]
 			}
 		}
 	}
@@ -54,9 +59,41 @@ func (r *Recorder) follow(number int, replay bool, skip [3]int64) (*follower, er
 	return f, nil
 }
 
+// oldest is the first place from start on that can be read still, where the
+// beginning was rotated away, and at most end. The recorder is locked.
+func (r *Recorder) oldest(start, end [3]int64) [3]int64 {
+	memory := r.off
+	for i := len(r.ring) - 1; i >= 0; i-- {
+		memory[r.ring[i].stream] = r.ring[i].off
+	}
+	first := r.file.Start()
+	before := func(a, b [3]int64) bool { return a[Stdout] <= b[Stdout] && a[Stderr] <= b[Stderr] }
+	// The mark that the run's beginning is read from.
+	i := sort.Search(len(r.index), func(i int) bool { return !before(r.index[i].pos, start) }) - 1
+	if before(memory, start) || i >= 0 && r.index[i].file >= first {
+		return start
+	}
+	at := memory
+	for _, m := range r.index[max(0, i):] {
+		if m.file >= first && before(start, m.pos) && before(m.pos, memory) {
+			at = m.pos
+			break
+		}
+	}
+	for s := range at {
+		at[s] = min(max(at[s], start[s]), end[s])
+	}
+	return at
+}
+
 // done tells that the follower has read all of its run. The recorder is locked.
 func (f *follower) done() bool {
 	return f.run.ended && f.pos[Stdout] >= f.run.end[Stdout] && f.pos[Stderr] >= f.run.end[Stderr]
+}
+
+// from tells where it is in its run's standard output and error.
+func (f *follower) from() [2]int64 {
+	return [2]int64{f.pos[Stdout] - f.run.start[Stdout], f.pos[Stderr] - f.run.start[Stderr]}
 }
 
 func (f *follower) close() { f.r.unwatch(f.wake) }
@@ -141,6 +178,9 @@ func (f *follower) openLog() error {
 		m := r.index[i]
 		return m.pos[Stdout] > f.pos[Stdout] || m.pos[Stderr] > f.pos[Stderr]
 	}) - 1
+	if i < 0 || r.index[i].file < r.file.Start() {
+		return errOutputLost
+	}
 	m := r.index[i]
 	if i+1 < len(r.index) && r.index[i+1].gap && r.index[i+1].file == m.file {
 		return errOutputLost
@@ -253,21 +293,29 @@ func (f *follower) gapAt(file int64) bool {
 // A logTail hands out the log file's bytes as it grows, once they are on the
 // disk: what a reader has seen is there after a power-off, too.
 type logTail struct {
-	done <-chan struct{} // ends a wait
+	done <-chan struct{}  // ends a wait
+	late <-chan time.Time // ends it, and the log: nothing more is asked for
 	r    *Recorder
 	wake chan struct{}
 	off  int64
 	end  int64 // where to stop, or -1 at the recorder's end
 }
 
-// tail reads the file from off, to its present end or on.
-func (r *Recorder) tail(ctx context.Context, off int64, on bool) *logTail {
+// lateAfter is when all that was written at a time has come to the file.
+const lateAfter = 2 * partialAge
+
+// tail reads the file from off, to its present end or on, until what was written
+// at a time that is not zero has come.
+func (r *Recorder) tail(ctx context.Context, off int64, on bool, until time.Time) *logTail {
 	t := &logTail{done: ctx.Done(), r: r, wake: r.watch(), off: off, end: -1}
 	r.mu.Lock()
 	r.tails++
 	r.mu.Unlock()
-	if !on {
+	switch {
+	case !on:
 		t.end = r.onDisk()
+	case !until.IsZero():
+		t.late = time.After(time.Until(until) + lateAfter)
 	}
 	return t
 }
@@ -296,11 +344,20 @@ func (t *logTail) Read(p []byte) (int, error) {
 		if t.end >= 0 {
 			size, closed = t.end, true
 		}
+		if first := t.r.file.Start(); t.off < first {
+			// It was rotated away, perhaps in the middle of a line.
+			t.off = first
+			p[0] = '\n'
+			return 1, nil
+		}
 		if n := size - t.off; n > 0 {
 			m, err := t.r.file.ReadAt(p[:min(int64(len(p)), n)], t.off)
 			t.off += int64(m)
 			if m > 0 {
 				return m, nil
+			}
+			if errors.Is(err, errRotated) {
+				continue
 			}
 			return 0, err
 		}
@@ -310,6 +367,8 @@ func (t *logTail) Read(p []byte) (int, error) {
 		select {
 		case <-t.done:
 			return 0, context.Canceled
+		case <-t.late:
+			return 0, io.EOF
 		case <-t.wake:
 		}
 	}

@@ -1,9 +1,11 @@
 package tether_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +43,12 @@ func FuzzServerChannels(f *testing.F) {
 	f.Add("call@vicsdk.github.com", []byte(`{"method":"signal","params":{"signal":"WINCH"}}`), "exit", []byte{})
 	f.Add("logs@vicsdk.github.com", []byte(`{"tail":3}`), "window-change", []byte("\x00\x00\x00\x50\x00\x00\x00\x18\x00\x00\x00\x00\x00\x00\x00\x00"))
 	f.Add("session", []byte{}, "exec", []byte("\x00\x00\x00\x02id"))
+	f.Add("exec@vicsdk.github.com", []byte(`{"args":["true"],"stdin":true}`), "window-change", []byte("\x00\x00\x00\x50\x00\x00\x00\x18\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Add("exec@vicsdk.github.com", []byte(`{"id":"x"}`), "signal", []byte("\x00\x00\x00\x04KILL"))
+	f.Add("call@vicsdk.github.com", []byte(`{"method":"exec-create","params":{"args":["x"],"env":["a=b"]}}`), "", []byte{})
+	f.Add("call@vicsdk.github.com", []byte(`{"method":"top","params":{"after":-1}}`), "", []byte{})
+	f.Add("tar-out@vicsdk.github.com", []byte(`{"path":"/"}`), "", []byte{})
+	f.Add("tar-in@vicsdk.github.com", []byte(`{"dir":"/"}`), "eof@vicsdk.github.com", []byte("x"))
 	g := newGuest(f, openStdin)
 	signer, err := tether.NewControllerSigner(g.authority, testID, time.Hour)
 	if err != nil {
@@ -73,6 +81,7 @@ func FuzzServerChannels(f *testing.F) {
 // or an end, and hold no more than its bounds.
 func FuzzClientBytes(f *testing.F) {
 	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"code":1}}`))
+	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"processes":[{"pid":1}],"more":true}}`))
 	f.Add([]byte(`{"error":{"code":"invalid","message":"x"}}`), []byte(`{"error":{"code":"x"}}`))
 	f.Add([]byte(`{"exit":{"code":-1,"signal":"x"}}`), []byte(`[]`))
 	key := sshKey(f, newKey(f))
@@ -103,9 +112,14 @@ func FuzzClientBytes(f *testing.F) {
 					break
 				}
 				go ssh.DiscardRequests(reqs)
-				if n.ChannelType() == "attach@vicsdk.github.com" {
+				switch n.ChannelType() {
+				case "attach@vicsdk.github.com", "exec@vicsdk.github.com":
 					_, _ = ch.SendRequest("exit@vicsdk.github.com", false, exit)
-				} else {
+				case "tar-out@vicsdk.github.com":
+					_, _ = ch.SendRequest("file@vicsdk.github.com", false, answer)
+					_, _ = ch.Write(answer)
+					_, _ = ch.SendRequest("result@vicsdk.github.com", false, exit)
+				default:
 					_, _ = ch.Write(answer)
 				}
 				_ = ch.Close()
@@ -122,9 +136,20 @@ func FuzzClientBytes(f *testing.F) {
 			t.Fatal(err)
 		}
 		if a, err := c.Attach(ctx, tether.AttachOptions{}); err == nil {
-			_, _ = a.Wait()
+			e, err := a.Wait()
+			sane(t, e, err)
 		}
-		_, _ = c.Wait(ctx)
+		if a, err := c.Exec(ctx, tether.ExecSpec{Args: []string{"x"}}, tether.Streams{}); err == nil {
+			e, err := a.Wait()
+			sane(t, e, err)
+		}
+		_, _ = c.InspectExec(ctx, "x")
+		_, _ = c.Top(ctx)
+		_, _ = c.Stats(ctx)
+		_ = c.TarOut(ctx, "/", io.Discard, nil)
+		_ = c.TarIn(ctx, "/", bytes.NewReader(answer), tether.TarInOptions{})
+		e, err := c.Wait(ctx)
+		sane(t, e, err)
 		if l, err := c.Logs(ctx, tether.LogOptions{}); err == nil {
 			_, _ = l.Next()
 			_ = l.Close()
@@ -135,4 +160,19 @@ func FuzzClientBytes(f *testing.F) {
 			t.Fatal("it took for ever")
 		}
 	})
+}
+
+// sane fails where a guest's word got through that nobody should act on.
+func sane(t *testing.T, e tether.Exit, err error) {
+	t.Helper()
+	if e.Code < 0 || e.Code > 255 {
+		t.Errorf("a process ended with code %d", e.Code)
+	}
+	text := e.Error + e.Signal
+	if err != nil {
+		text += err.Error()
+	}
+	if strings.ContainsAny(text, "\x1b\x07\x00") || len(text) > 16<<10 {
+		t.Errorf("%.200q", text)
+	}
 }

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -70,7 +69,7 @@ type guest struct {
 	hostKey   ssh.Signer
 	container *tether.Container
 	output    *tether.Recorder
-	log       *os.File
+	log       *tether.LogFiles
 	server    *tether.Server
 	addr      string
 	served    chan error
@@ -79,21 +78,28 @@ type guest struct {
 
 func newGuest(t testing.TB, change func(*tether.Config)) *guest {
 	t.Helper()
+	return newGuestWith(t, change, func(*tether.ServerConfig) {})
+}
+
+func newGuestWith(t testing.TB, change func(*tether.Config), with func(*tether.ServerConfig)) *guest {
+	t.Helper()
 	config := tether.Config{Version: 1, ID: testID, Process: tether.Process{Args: []string{"unused"}}}
 	if change != nil {
 		change(&config)
 	}
-	f, err := os.OpenFile(filepath.Join(t.TempDir(), "json.log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	f, err := tether.OpenLogFiles(t.TempDir(), config.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, authority: newKey(t), hostKey: sshKey(t, newKey(t)), log: f, served: make(chan error, 1)}
 	g.container = tether.NewContainer(config, "boot")
 	g.output = tether.NewRecorder(f, 0)
-	g.server, err = tether.NewServer(tether.ServerConfig{
+	server := tether.ServerConfig{
 		HostKey: g.hostKey, Authority: sshKey(t, g.authority).PublicKey(), ID: testID,
 		Container: g.container, Output: g.output,
-	})
+	}
+	with(&server)
+	g.server, err = tether.NewServer(server)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -320,7 +320,8 @@ func (l *LogReader) Close() error {
 
 // LogOptions choose entries of a log.
 type LogOptions struct {
-	// Follow waits for more until the process has ended and all was read.
+	// Follow waits for more until the process has ended, for good where it has a
+	// restart policy, or until Until has passed.
 	Follow bool `json:"follow,omitempty"`
 	// Tail starts with the last Tail lines. Zero means all, as Docker's "all"
 	// does; a negative number means none but what Follow brings.
@@ -345,7 +346,7 @@ func SelectLog(r io.ReaderAt, size int64, o LogOptions) (*LogReader, error) {
 	if o.Follow {
 		return nil, fmt.Errorf("%w: follow: this log is not being written", ErrInvalid)
 	}
-	start, err := tailOffset(r, size, o)
+	start, err := tailOffset(r, 0, size, o)
 	if err != nil {
 		return nil, err
 	}
@@ -354,12 +355,43 @@ func SelectLog(r io.ReaderAt, size int64, o LogOptions) (*LogReader, error) {
 	return l, nil
 }
 
+// JoinLog makes one of a log's files, oldest first.
+func JoinLog(files []*io.SectionReader) (r io.ReaderAt, size int64) {
+	j := joined(files)
+	for _, f := range files {
+		size += f.Size()
+	}
+	return j, size
+}
+
+type joined []*io.SectionReader
+
+// ReadAt implements io.ReaderAt.
+func (j joined) ReadAt(p []byte, off int64) (int, error) {
+	total := 0
+	for _, f := range j {
+		if off >= f.Size() {
+			off -= f.Size()
+			continue
+		}
+		n, err := f.ReadAt(p[total:min(len(p), total+int(min(f.Size()-off, int64(len(p)))))], off)
+		total, off = total+n, 0
+		if err != nil && err != io.EOF {
+			return total, err
+		}
+		if total == len(p) {
+			return total, nil
+		}
+	}
+	return total, io.EOF
+}
+
 // tailOffset finds where the last o.Tail lines start that o.Until lets
-// through, reading backwards.
-func tailOffset(r io.ReaderAt, size int64, o LogOptions) (int64, error) {
+// through, reading backwards from size to first.
+func tailOffset(r io.ReaderAt, first, size int64, o LogOptions) (int64, error) {
 	switch {
 	case o.Tail == 0:
-		return 0, nil
+		return first, nil
 	case o.Tail < 0:
 		return size, nil
 	}
@@ -385,10 +417,12 @@ func tailOffset(r io.ReaderAt, size int64, o LogOptions) (int64, error) {
 		start = off
 		return false
 	}
-	for pos > 0 {
-		n := min(block, pos)
+	for pos > first {
+		n := min(block, pos-first)
 		b := make([]byte, n, int(n)+len(tail))
-		if _, err := r.ReadAt(b, pos-n); err != nil && !errors.Is(err, io.EOF) {
+		if _, err := r.ReadAt(b, pos-n); errors.Is(err, errRotated) {
+			return start, nil // just now
+		} else if err != nil && !errors.Is(err, io.EOF) {
 			return 0, fmt.Errorf("log: %w", err)
 		}
 		pos -= n
@@ -410,7 +444,7 @@ func tailOffset(r io.ReaderAt, size int64, o LogOptions) (int64, error) {
 		}
 	}
 	if len(tail) > 0 {
-		line(tail, 0)
+		line(tail, first)
 	}
 	return start, nil
 }

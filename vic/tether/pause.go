@@ -57,14 +57,18 @@ func (c *Container) thaw() error {
 	return f.Thaw()
 }
 
+func (c *Container) paused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status.Paused
+}
+
 // canExec tells why nothing can be run in the container now.
 func (c *Container) canExec() error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.status.Paused {
+	if c.paused() {
 		return ErrPaused
 	}
 	return nil

@@ -18,15 +18,19 @@ const (
 	channelCall   = "call" + domain
 	channelExec   = "exec" + domain
 	channelLogs   = "logs" + domain
+	channelTarOut = "tar-out" + domain
+	channelTarIn  = "tar-in" + domain
 	channelApply  = "apply" + domain
 	requestExit   = "exit" + domain
 	// requestEOF comes before SSH's own EOF on an attachment and tells the end
 	// of standard input: the SSH package reports the end of a channel, and of
 	// a connection, just as an EOF.
-	requestEOF  = "eof" + domain
-	requestRun  = "run" + domain // comes first on an attachment
-	requestPing = "ping" + domain
-	requestEnd  = "end" + domain // comes before the EOF of a log that is complete
+	requestEOF    = "eof" + domain
+	requestRun    = "run" + domain // comes first on an attachment
+	requestFile   = "file" + domain
+	requestResult = "result" + domain
+	requestPing   = "ping" + domain
+	requestEnd    = "end" + domain // comes before the EOF of a log that is complete
 )
 
 // Bounds that both sides hold against each other.
@@ -35,6 +39,7 @@ const (
 	maxDocument      = 64 << 10 // a JSON document of either side
 	maxChannels      = 128      // open channels of one connection
 	maxConnections   = 64       // authenticated connections of one guest
+	maxFileOps       = 8        // archives and lookups of files under way at once
 	maxHandshakes    = 32       // connections that have not authenticated yet
 )
 
@@ -71,9 +76,10 @@ type attachRequest struct {
 }
 
 // attachedRun is what a requestRun tells: to which run of the process a channel
-// is attached.
+// is attached, and from which byte of its standard output and error on.
 type attachedRun struct {
-	Run int `json:"run"`
+	Run  int      `json:"run"`
+	From [2]int64 `json:"from,omitzero"`
 }
 
 // callRequest opens a channelCall; the answer is one callAnswer on it.
@@ -95,12 +101,14 @@ const (
 	methodWait     = "wait"
 	methodStatus   = "status"
 	methodTimeline = "timeline"
+	methodHealth   = "health"
 	methodPowerOff = "poweroff"
 
 	methodPause   = "pause"
 	methodUnpause = "unpause"
 	methodTop     = "top"
 	methodStats   = "stats"
+	methodLstat   = "lstat"
 
 	methodExec        = "exec" // detached
 	methodExecCreate  = "exec-create"
@@ -144,6 +152,10 @@ var (
 	ErrInvalid = errors.New("invalid argument")
 	// ErrPaused: the container's processes are frozen.
 	ErrPaused = errors.New("the container is paused: unpause it first")
+	// ErrConflict: something else is there already.
+	ErrConflict = errors.New("conflict")
+	// ErrNoSpace: the container's disk is full.
+	ErrNoSpace = errors.New("no space left")
 	// ErrNotFound: the guest knows no such thing.
 	ErrNotFound = errors.New("not found")
 	// ErrUnsupported: this guest or this container cannot do that.
@@ -160,7 +172,7 @@ type RemoteError struct {
 // codes are what the sentinels travel as.
 var codes = map[string]error{
 	"not-running": ErrNotRunning, "invalid": ErrInvalid, "unsupported": ErrUnsupported,
-	"paused": ErrPaused, "not-found": ErrNotFound,
+	"paused": ErrPaused, "not-found": ErrNotFound, "conflict": ErrConflict, "no-space": ErrNoSpace,
 }
 
 // Error returns the guest's message.

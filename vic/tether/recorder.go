@@ -21,12 +21,15 @@ const (
 	indexEvery = 1 << 20                // log bytes between two marks for attachers that read it
 )
 
-// LogFile is what a Recorder needs of its file; *os.File has it.
+// LogFile is what a Recorder needs of its log (see LogFiles).
 type LogFile interface {
+	// Write appends whole lines: all of them or, with an error, the first ones.
 	io.Writer
+	// ReadAt reads from an offset in all that was ever written.
 	io.ReaderAt
+	// Start is the first offset that can be read still. It does not wait.
+	Start() int64
 	Sync() error
-	Truncate(size int64) error
 }
 
 // A Recorder takes a process's output, writes it to a log file and hands it to
@@ -56,7 +59,6 @@ type Recorder struct {
 	buf      []byte       // encoded, not yet in the file
 	stamped  time.Time    // of the last entry,
 	stamp    []byte       // and as text
-	base     int64        // size of the file before this process
 	size     int64        // size of the file,
 	synced   int64        // and of what is on the disk
 	tails    int          // readers of the file
@@ -96,7 +98,7 @@ type bounds struct {
 // be closed after Close. It starts one goroutine that ends with Close.
 func NewRecorder(f LogFile, size int64) *Recorder {
 	r := &Recorder{
-		file: f, base: size, size: size, synced: size, index: []mark{{file: size}},
+		file: f, size: size, synced: size, index: []mark{{file: size}},
 		watchers: make(map[chan struct{}]struct{}), runs: []*bounds{{}}, firstRun: 1,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), now: time.Now,
 	}
@@ -250,7 +252,7 @@ func (r *Recorder) flush() {
 	r.fileMu.Lock()
 	defer r.fileMu.Unlock()
 	r.mu.Lock()
-	b, size := r.buf, r.size
+	b := r.buf
 	r.buf, r.spare = r.spare[:0], nil
 	logged := r.logged
 	r.mu.Unlock()
@@ -258,17 +260,13 @@ func (r *Recorder) flush() {
 		r.spare = b
 		return
 	}
-	_, err := r.file.Write(b)
+	n, err := r.file.Write(b)
 	if err != nil {
-		// A torn entry would be read as garbage; take it back.
-		err = errors.Join(err, r.file.Truncate(size))
 		r.dropped = fmt.Errorf("log: output dropped: %w", err)
 	}
 	r.mu.Lock()
 	r.flushed = logged
-	if err == nil {
-		r.size += int64(len(b))
-	}
+	r.size += int64(n)
 	if err != nil || r.size-r.index[len(r.index)-1].file >= indexEvery {
 		r.index = append(r.index, mark{file: r.size, pos: logged, gap: err != nil})
 	}

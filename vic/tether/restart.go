@@ -1,7 +1,10 @@
 package tether
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"sync"
 	"time"
 )
 
@@ -25,7 +28,8 @@ type Restart struct {
 	MaxRetries int `json:"maxRetries,omitempty"`
 }
 
-func (r Restart) validate() error {
+// Validate tells what cannot be right, by its name in JSON.
+func (r Restart) Validate() error {
 	switch r.Policy {
 	case "", RestartNo, RestartAlways, RestartUnlessStopped:
 		if r.MaxRetries != 0 {
@@ -81,6 +85,10 @@ type Runner interface {
 	// Start starts the process for the n-th time, from 1, in an environment
 	// that is the same every time but for what processes left on the disks.
 	Start(n int) (RunningMain, error)
+	// Probe runs a command beside the process, as its user and in its
+	// environment, with its output going to out, until it ends or ctx does, with
+	// which it is killed. The error is that of starting it.
+	Probe(ctx context.Context, args []string, out io.Writer) (code int, err error)
 	// Changed is called when the status has changed after the first start. It
 	// does not wait.
 	Changed()
@@ -92,6 +100,19 @@ type RunningMain interface {
 	// Wait waits for the process's end, calls ended, ends what else is left of
 	// the container and returns when all output is recorded.
 	Wait(ended func()) Exit
+}
+
+// await waits for the end of a run and has its health checked meanwhile.
+func (c *Container) await(p RunningMain, r Runner, started time.Time) Exit {
+	if c.config.Health == nil {
+		return p.Wait(func() {})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { c.checkHealth(ctx, r, started) })
+	return p.Wait(cancel)
 }
 
 // Run starts the container's process, and again as its restart policy says, and
@@ -110,7 +131,7 @@ func (c *Container) Run(r Runner, out *Recorder) (Exit, error) {
 		if n > 1 {
 			r.Changed()
 		}
-		exit := p.Wait(func() {})
+		exit := c.await(p, r, started)
 		wait, again := b.next(exit.Code, time.Since(started))
 		select {
 		case <-c.stopped:

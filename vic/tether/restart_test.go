@@ -3,8 +3,6 @@ package tether_test
 import (
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,7 +100,7 @@ func TestRestarts(t *testing.T) {
 		}, []time.Duration{0, 100 * ms, 300 * ms}, nil, 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+			f, err := tether.OpenLogFiles(t.TempDir(), tether.LogLimit{})
 			if err != nil {
 				t.Fatal(err)
 			}

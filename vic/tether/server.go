@@ -25,7 +25,15 @@ type ServerConfig struct {
 	Applier *Applier
 	// Executor runs further processes in the container; nil runs none.
 	Executor Executor
-	Logger   *slog.Logger // nil discards
+	// Freezer and Monitor pause the container and look at it; nil does not.
+	Freezer Freezer
+	Monitor Monitor
+	// Files are the container's; nil hands out none.
+	Files Files
+	// Changed is called after a controller paused or unpaused the container; nil
+	// calls nothing.
+	Changed func()
+	Logger  *slog.Logger // nil discards
 }
 
 // A Server is the guest's side of the protocol. It serves any number of
@@ -35,6 +43,8 @@ type Server struct {
 	ssh    *ssh.ServerConfig
 	log    *slog.Logger
 	execs  *execs
+	// fileSlots bounds who works on files at once.
+	fileSlots chan struct{}
 
 	mu        sync.Mutex
 	starting  []net.Conn            // handshakes, oldest first
@@ -56,7 +66,8 @@ func NewServer(c ServerConfig) (*Server, error) {
 	case c.Output == nil && c.Applier == nil:
 		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
 	}
-	s := &Server{config: c, log: c.Logger, execs: newExecs(c.Container, c.Executor), conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
+	s := &Server{config: c, log: c.Logger, execs: newExecs(c.Container, c.Executor), fileSlots: make(chan struct{}, maxFileOps),
+		conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -100,17 +111,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("tether: accept: %w", err)
 		}
-		wg.Go(func() { s.ServeConn(ctx, conn) })
+		s.begin(conn) // here, so that those who came first are the oldest
+		wg.Go(func() { s.serveConn(ctx, conn) })
 	}
 }
 
 // ServeConn serves one connection until it or ctx ends, and closes it.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	s.begin(conn)
+	s.serveConn(ctx, conn)
+}
+
+func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	keepAlive(conn)
-	s.begin(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
 	if !s.authenticated(conn, err == nil) {

@@ -81,6 +81,10 @@ func (c *serverConn) handler(n ssh.NewChannel) func(context.Context, ssh.NewChan
 		return c.exec
 	case channelLogs:
 		return c.logs
+	case channelTarOut:
+		return c.tarOut
+	case channelTarIn:
+		return c.tarIn
 	}
 	return nil
 }
@@ -142,6 +146,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	defer f.close()
+	from := f.from()
 	done := s.wantEnd()
 	delivered := false
 	defer func() { done(delivered) }()
@@ -161,7 +166,7 @@ func (c *serverConn) attach(ctx context.Context, n ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ch.Close()
-	if b, err := json.Marshal(attachedRun{run.number}); err == nil {
+	if b, err := json.Marshal(attachedRun{run.number, from}); err == nil {
 		_, _ = ch.SendRequest(requestRun, false, b)
 	}
 	wg.Go(func() {
@@ -283,7 +288,11 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 		defer func() { delivered = ctx.Err() != nil }()
 	}
 	var a callAnswer
+	paused := c.server.config.Container.paused()
 	result, err := c.do(ctx, q)
+	if f := c.server.config.Changed; f != nil && c.server.config.Container.paused() != paused {
+		f()
+	}
 	if err == nil && result != nil {
 		a.Result, err = json.Marshal(result)
 	}
@@ -341,6 +350,15 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Timeline(), nil
 	case methodExec, methodExecCreate, methodExecInspect, methodExecs, methodExecResize:
 		return c.doExec(q)
+	case methodPause, methodUnpause, methodTop, methodStats:
+		return c.monitor(ctx, q)
+	case methodLstat:
+		return c.lstat(ctx, q)
+	case methodHealth:
+		if h := container.HealthStatus(); h != nil {
+			return h, nil
+		}
+		return nil, fmt.Errorf("%w: the container has no health check", ErrUnsupported)
 	}
 	return nil, fmt.Errorf("%w: this tether knows no call %.60q", ErrUnsupported, q.Method)
 }
@@ -357,7 +375,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	if err := r.sync(); err != nil {
 		c.server.log.Warn("log", "error", err)
 	}
-	off, err := tailOffset(r.file, r.onDisk(), o)
+	off, err := tailOffset(r.file, r.file.Start(), r.onDisk(), o)
 	if err != nil {
 		_ = n.Reject(ssh.ConnectionFailed, err.Error())
 		return
@@ -372,7 +390,7 @@ func (c *serverConn) logs(ctx context.Context, n ssh.NewChannel) {
 	}
 	defer cancel()
 	defer ch.Close()
-	tail := r.tail(ctx, off, o.Follow)
+	tail := r.tail(ctx, off, o.Follow, o.Until)
 	defer tail.close()
 	l := NewLogReader(tail)
 	l.keep = o.keep

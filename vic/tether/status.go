@@ -56,6 +56,9 @@ type Status struct {
 	// OOMKills counts the processes of the container that the kernel has ended
 	// so since the boot, also where the main process lives on.
 	OOMKills int `json:"oomKills,omitempty"`
+	// Health is the state of the health checks, without their log; nil where
+	// there are none.
+	Health *HealthStatus `json:"health,omitempty"`
 	// Timeline has the stages of the guest's start, once the process has
 	// started or failed to.
 	Timeline []Stage `json:"timeline,omitempty"`
