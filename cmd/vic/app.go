@@ -40,7 +40,7 @@ func app() *cli.App {
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			volumeCommand(),
-			runCommand(), execCommand(), topCommand(), statsCommand(), pauseCommand(), unpauseCommand(), psCommand(), eventsCommand(), inspectCommand(), logsCommand(),
+			runCommand(), execCommand(), attachCommand(), topCommand(), statsCommand(), pauseCommand(), unpauseCommand(), psCommand(), eventsCommand(), inspectCommand(), logsCommand(),
 			startCommand(), stopCommand(), restartCommand(), killCommand(), waitCommand(), reconcileCommand(), rmCommand(), renameCommand(), updateCommand(),
 			cpCommand(), diffCommand(),
 		},

@@ -93,8 +93,7 @@ func gcCommand() *cli.Command {
 				return err
 			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				err := printReclaimed(e.Images().GC(ctx))
-				return errors.Join(err, e.Volumes().Sweep(ctx))
+				return printReclaimed(e.GC(ctx))
 			})
 		},
 	}

@@ -31,7 +31,7 @@ func TestLabKilled(t *testing.T) {
 		c.want(t, 0, "", append(args, c.image, "sh", "-c", script)...)
 		// One after the other: guests that boot side by side without hardware
 		// virtualisation starve each other.
-		want := fmt.Sprintf("exited (%d)", i)
+		want := fmt.Sprintf("Exited (%d)", i)
 		for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 			s, _, code := c.run(t, nil, "logs", name(i))
 			if code == 0 && s != "" && (i < running || strings.Contains(c.want(t, 0, "", "ps", "-a"), want)) {

@@ -199,8 +199,13 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 		}
 	}
 	err = v.detach(ctx, m.Config.Hardware.Device, files.Path(dir))
+	var notes *vsphere.Files
+	var note string
 	if err == nil {
-		err = vsphere.Judge(v.object().Unregister(ctx))
+		notes, note, err = v.noteDeletion(ctx, files.Path(dir))
+	}
+	if err == nil {
+		err = v.unregister(ctx)
 	}
 	if err != nil {
 		if isNotFound(err) {
@@ -208,31 +213,56 @@ func (v *VM) Delete(ctx context.Context, force bool) error {
 		}
 		return fault.Wrap(op, v.Ref(), err)
 	}
-	v.deleteDisks(ctx, files, m.Config.Hardware.Device, dir)
-	if err := files.Delete(ctx, dir); err != nil {
+	// The container is gone. What is left is done even if ctx ends.
+	octx, cancel := vsphere.Outlive(ctx)
+	defer cancel()
+	v.deleteDisks(octx, files, disksIn(m.Config.Hardware.Device, files.Path(dir)))
+	err = files.Delete(octx, dir)
+	if err == nil {
+		err = notes.Delete(octx, note)
+	}
+	if err != nil {
 		return &fault.Error{Op: op, Ref: v.Ref(), Err: err, Left: []vic.Ref{{Kind: "file", ID: files.Path(dir)}}}
 	}
 	return nil
 }
 
-// deleteDisks deletes the disks in the container's own directory as disks, on
-// datastores that may keep their data elsewhere (vSAN): deleting the directory
-// would leave that. What cannot be deleted so goes with the directory.
-func (v *VM) deleteDisks(ctx context.Context, files *vsphere.Files, devices object.VirtualDeviceList, dir string) {
-	ref, name := files.Datastore()
-	d, err := v.c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Ref == ref })
-	if err == nil && d.SparseDisks {
-		return
+// unregister takes the VM out of the inventory. It is heard of to its end.
+func (v *VM) unregister(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
+	octx, cancel := vsphere.Outlive(ctx)
+	defer cancel()
+	return vsphere.Judge(v.object().Unregister(octx))
+}
+
+// disksIn are the VM's disks that lie in a directory, which is a datastore path;
+// they are paths within the datastore.
+func disksIn(devices object.VirtualDeviceList, dir string) (paths []string) {
 	for _, d := range devices.SelectByType((*types.VirtualDisk)(nil)) {
 		b, ok := d.GetVirtualDevice().Backing.(types.BaseVirtualDeviceFileBackingInfo)
 		if !ok {
 			continue
 		}
-		ds, p, err := vsphere.SplitPath(b.GetVirtualDeviceFileBackingInfo().FileName)
-		if err != nil || ds != name || path.Dir(p) != dir {
-			continue
+		file := b.GetVirtualDeviceFileBackingInfo().FileName
+		if _, p, err := vsphere.SplitPath(file); err == nil && path.Dir(file) == dir {
+			paths = append(paths, p)
 		}
+	}
+	return paths
+}
+
+// deleteDisks deletes disks in the container's own directory as disks, on
+// datastores that may keep their data elsewhere (vSAN): deleting the directory
+// would leave that. What cannot be deleted so goes with the directory.
+func (v *VM) deleteDisks(ctx context.Context, files *vsphere.Files, disks []string) {
+	ref, name := files.Datastore()
+	d, err := v.c.Session().Datastore(ctx, name, func(d vsphere.Datastore) bool { return d.Ref == ref })
+	if err == nil && d.SparseDisks {
+		return
+	}
+	for _, p := range disks {
 		if err := files.DeleteDisk(ctx, p); err != nil && !isNotFound(err) {
 			v.c.Logger().Warn("a disk is deleted as a file, because it cannot be as a disk", "disk", files.Path(p), "reason", err)
 		}
@@ -265,13 +295,7 @@ func (v *VM) detach(ctx context.Context, devices object.VirtualDeviceList, dir s
 // hasVolumes tells whether disks other than the root disk lie in the VM's own
 // directory: vSphere takes them there when it moves a VM to another datastore.
 func hasVolumes(devices object.VirtualDeviceList, dir string) bool {
-	n := 0
-	for _, d := range devices.SelectByType((*types.VirtualDisk)(nil)) {
-		if b, ok := d.GetVirtualDevice().Backing.(types.BaseVirtualDeviceFileBackingInfo); ok && path.Dir(b.GetVirtualDeviceFileBackingInfo().FileName) == dir {
-			n++
-		}
-	}
-	return n > 1
+	return len(disksIn(devices, dir)) > 1
 }
 
 // filesOn opens the datastore of a name: the VCH's own, where containers are made,

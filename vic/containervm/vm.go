@@ -59,6 +59,8 @@ type Info struct {
 	// Args is the command line of the main process.
 	Args []string
 	TTY  bool
+	// OpenStdin tells that attachers may bring the process input.
+	OpenStdin bool
 	// Mounts beside the root.
 	Mounts  []tether.Mount
 	Created time.Time
@@ -225,7 +227,7 @@ func describe(m *mo.VirtualMachine) (info Info, owner string) {
 		info.config = doc
 		var cfg tether.Config
 		if json.Unmarshal([]byte(doc), &cfg) == nil {
-			info.Args, info.TTY, info.Mounts = cfg.Process.Args, cfg.Process.TTY, cfg.Mounts
+			info.Args, info.TTY, info.OpenStdin, info.Mounts = cfg.Process.Args, cfg.Process.TTY, cfg.Process.OpenStdin, cfg.Mounts
 			info.Restart, info.stop = cfg.Restart, cfg.Stop
 		}
 	}

@@ -74,18 +74,19 @@ type DeleteOptions struct {
 
 // DeleteVCH deletes a VCH. One that is not there is no error.
 func DeleteVCH(ctx context.Context, c *vic.Client, name string, o DeleteOptions) error {
-	if o.Force || o.Images || o.Volumes {
-		host, err := vch.Open(ctx, c, name)
-		switch {
-		case errors.Is(err, vic.ErrNotFound):
-			return nil
-		case errors.Is(err, vic.ErrState): // half-made or half-deleted: nothing runs in it
-		case err != nil:
+	host, err := vch.Open(ctx, c, name)
+	switch {
+	case errors.Is(err, vic.ErrNotFound):
+		return nil
+	case errors.Is(err, vic.ErrState): // half-made or half-deleted: nothing runs in it
+	case err != nil:
+		return err
+	default:
+		if err := empty(ctx, c, host, o); err != nil {
 			return err
-		default:
-			if err := empty(ctx, c, host, o); err != nil {
-				return err
-			}
+		}
+		if err := containervm.SweepAll(ctx, c, host.Owner()); err != nil {
+			return err
 		}
 	}
 	return vch.Delete(ctx, c, name)
