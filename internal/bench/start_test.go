@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/internal/testlab"
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -86,42 +88,15 @@ func BenchmarkColdStart(b *testing.B) {
 // BenchmarkEightAtOnce starts eight containers at once and measures until the
 // last one's first byte, beside eight bare boots at once until the last PID 1.
 func BenchmarkEightAtOnce(b *testing.B) {
-	const n = 8
 	e := testlab.Start(b, testlab.Options{})
 	image := e.Busybox(b)
-	img, err := e.Engine.Pull(b.Context(), image, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var hands []*bareVM
-	for range n {
-		hands = append(hands, newBareVM(b, e, img))
-	}
+	hands := bareVMs(b, e, image, 8)
 	coldStart(b, e, image)
-	atOnce := func(f func(i int) (time.Duration, error)) time.Duration {
-		var wg sync.WaitGroup
-		took, errs := make([]time.Duration, n), make([]error, n)
-		start := time.Now()
-		for i := range n {
-			wg.Go(func() {
-				before := time.Since(start)
-				took[i], errs[i] = f(i)
-				took[i] += before
-			})
-		}
-		wg.Wait()
-		for _, err := range errs {
-			if err != nil {
-				b.Fatal(err)
-			}
-		}
-		return slices.Max(took)
-	}
 	for b.Loop() {
 		var bare, last []time.Duration
 		for range max(1, runs(b)/3) {
-			bare = append(bare, atOnce(func(i int) (time.Duration, error) { return hands[i].run(b.Context()) }))
-			last = append(last, atOnce(func(int) (time.Duration, error) {
+			bare = append(bare, atOnce(b, len(hands), func(i int) (time.Duration, error) { return hands[i].run(b.Context()) }))
+			last = append(last, atOnce(b, len(hands), func(int) (time.Duration, error) {
 				s, err := tryColdStart(b, e, image)
 				return s.first, err
 			}))
@@ -130,6 +105,86 @@ func BenchmarkEightAtOnce(b *testing.B) {
 		report(b, last, "first-byte")
 		b.ReportMetric(ratio(last, bare), "first-byte/bare")
 	}
+}
+
+// BenchmarkFiftyAtOnce starts fifty small containers at once that stay, until the
+// last of them has run a further process, beside fifty bare boots at once until
+// the last PID 1. All fifty answer once more when all are up.
+func BenchmarkFiftyAtOnce(b *testing.B) {
+	const n = 50
+	e := testlab.Start(b, testlab.Options{})
+	image := e.Busybox(b)
+	hands := bareVMs(b, e, image, n)
+	answer := func(vm *containervm.VM) error {
+		for {
+			x, err := vm.Exec(b.Context(), tether.ExecSpec{Args: []string{"true"}}, tether.Streams{})
+			if err == nil {
+				_, err = x.Wait()
+			}
+			if err == nil || !errors.Is(err, vic.ErrUnavailable) || b.Context().Err() != nil {
+				return err
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	for b.Loop() {
+		bare := atOnce(b, n, func(i int) (time.Duration, error) { return hands[i].run(b.Context()) })
+		vms := make([]*containervm.VM, n)
+		all := atOnce(b, n, func(i int) (time.Duration, error) {
+			begin := time.Now()
+			vm, _, err := e.Engine.Run(b.Context(), engine.RunSpec{Image: image, Detach: true,
+				Container: containervm.Spec{Args: []string{"sleep", "100000"}, MemoryMB: 128}})
+			if err == nil {
+				vms[i] = vm
+				err = answer(vm)
+			}
+			return time.Since(begin), err
+		})
+		again := atOnce(b, n, func(i int) (time.Duration, error) {
+			begin := time.Now()
+			err := answer(vms[i])
+			return time.Since(begin), err
+		})
+		atOnce(b, n, func(i int) (time.Duration, error) { return 0, vms[i].Delete(b.Context(), true) })
+		report(b, []time.Duration{bare}, "bare")
+		report(b, []time.Duration{all}, "answer")
+		b.ReportMetric(all.Seconds()/bare.Seconds(), "answer/bare")
+		b.ReportMetric(again.Seconds(), "answer-when-up-s")
+	}
+}
+
+// bareVMs are VMs to be booted by hand.
+func bareVMs(b *testing.B, e *testlab.Env, image string, n int) (vms []*bareVM) {
+	b.Helper()
+	img, err := e.Engine.Pull(b.Context(), image, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range n {
+		vms = append(vms, newBareVM(b, e, img))
+	}
+	return vms
+}
+
+// atOnce calls f n times at once and returns the time until the end of the last,
+// which f tells from its own beginning.
+func atOnce(b *testing.B, n int, f func(i int) (time.Duration, error)) time.Duration {
+	b.Helper()
+	var wg sync.WaitGroup
+	took, errs := make([]time.Duration, n), make([]error, n)
+	start := time.Now()
+	for i := range n {
+		wg.Go(func() {
+			before := time.Since(start)
+			took[i], errs[i] = f(i)
+			took[i] += before
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		b.Fatal(err)
+	}
+	return slices.Max(took)
 }
 
 func median(d []time.Duration) time.Duration {

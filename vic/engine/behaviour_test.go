@@ -128,6 +128,7 @@ func status(fields string) string {
 }
 
 func TestBehaviour(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	t.Run("default", func(t *testing.T) { behaviourDefault(t, e, image) })

@@ -234,6 +234,7 @@ func TestRestartedContainer(t *testing.T) {
 // while no controller is connected; the one that comes next finds counts, times
 // and the log right.
 func TestNobodyConnected(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	ctx := t.Context()
