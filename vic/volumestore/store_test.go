@@ -102,7 +102,7 @@ func TestVolumesOfTwoStores(t *testing.T) {
 		{&volumestore.ListOptions{Names: []string{"alpha"}, Labels: []string{"use=db"}}, []string{"default/alpha"}},
 		{&volumestore.ListOptions{Labels: []string{"use", "x"}}, []string{"default/alpha"}},
 		{&volumestore.ListOptions{Labels: []string{"use=web"}}, []string{}},
-		{&volumestore.ListOptions{Unlabelled: []string{"use"}, Names: []string{"beta", "c"}}, []string{"other/beta"}},
+		{&volumestore.ListOptions{Unlabelled: []string{"use"}, Names: []string{"beta", "gamma"}}, []string{"other/beta"}},
 		{&volumestore.ListOptions{Anonymous: true, Dangling: &yes}, []string{"default/" + anon.Name()}},
 		{&volumestore.ListOptions{Dangling: &no}, []string{}},
 	} {
