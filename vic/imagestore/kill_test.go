@@ -1,7 +1,9 @@
 package imagestore_test
 
 import (
+	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +24,7 @@ import (
 	"github.com/vicsdk/vic-go/internal/chain"
 	"github.com/vicsdk/vic-go/internal/testlab"
 	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/imagestore"
 )
 
@@ -34,6 +37,7 @@ type killOrder struct {
 	Prefix  string // of the names that are its own
 	Seed    uint64
 	LeaseMS int
+	Disk    vic.Disk // of a container, to be committed
 }
 
 const killEnv = "VIC_TEST_KILL_ORDER"
@@ -92,6 +96,13 @@ func TestKillWorker(t *testing.T) {
 		tag := strconv.Itoa(r.IntN(6))
 		name := "registry.example/" + o.Prefix + ":" + tag
 		switch n := r.IntN(10); {
+		case n < 2:
+			name := "registry.example/" + o.Prefix + ":made"
+			img, err := s.Commit(ctx, o.Disk, name, nil)
+			if err != nil {
+				t.Fatalf("commit: %v", err)
+			}
+			say("has", name, img.Digest())
 		case n < 7:
 			img, err := s.Pull(ctx, retag{m, tag}, name, nil)
 			if err != nil {
@@ -236,10 +247,12 @@ func TestKill(t *testing.T) {
 	}
 	s := openStore(t, e, lease)
 	m := killImages()
-	must := map[string]string{} // names and digests that were acknowledged
+	disk := changedContainer(t, e, s, m)
+	kept := storeFiles(t, e, "layers") // by the container
+	must := map[string]string{}        // names and digests that were acknowledged
 	states := map[string]int{}
 	for round := range rounds {
-		order := killOrder{URL: cfg.URL, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Place: e.Engine.VCH().Images(), LeaseMS: int(lease.Milliseconds())}
+		order := killOrder{URL: cfg.URL, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Place: e.Engine.VCH().Images(), LeaseMS: int(lease.Milliseconds()), Disk: disk}
 		var ws []*worker
 		for _, p := range []string{"killed", "spared"} {
 			order.Prefix, order.Seed = p, r.Uint64()
@@ -293,8 +306,8 @@ func TestKill(t *testing.T) {
 				t.Errorf("round %d: prune: %v", round, err)
 			}
 			clear(must)
-			if l := storeFiles(t, e, "layers"); len(l) > 0 {
-				t.Errorf("round %d: after all images are gone there are layers %v", round, l)
+			if l := storeFiles(t, e, "layers"); !slices.Equal(l, kept) {
+				t.Errorf("round %d: after all images but the container's are gone there are layers %v, want %v", round, l, kept)
 			}
 		}
 		if t.Failed() {
@@ -302,6 +315,40 @@ func TestKill(t *testing.T) {
 		}
 	}
 	t.Logf("what the killed left: %v", states)
+}
+
+// changedContainer makes a container of an image of its own, with files changed,
+// and returns its disk.
+func changedContainer(t *testing.T, e *testlab.Env, s *imagestore.Store, m *memory) vic.Disk {
+	t.Helper()
+	img, err := s.Pull(t.Context(), retag{m, "0"}, "registry.example/container:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, err := containervm.Create(t.Context(), e.Client, containervm.Spec{
+		Owner: e.Engine.VCH().Owner(), Name: "kept", Root: img.Root(), ImageName: img.Name(), Args: []string{"true"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := vm.RestingDisk(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	data := noise(9, 300<<10)
+	if err := w.WriteHeader(&tar.Header{Name: "changed", Mode: 0o644, Size: int64(len(data))}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Write([]byte(data))
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.TarIn(t.Context(), disk, "/", &b, nil); err != nil {
+		t.Fatal(err)
+	}
+	return disk
 }
 
 // leftovers tells what kinds of things a killed process left.
