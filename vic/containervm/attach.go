@@ -326,7 +326,7 @@ func (a *Attachment) await(ctx context.Context) (outcome, error) {
 
 // session attaches over the network and reports whether the guest was reached.
 func (a *Attachment) session(ctx context.Context, info Info) (connected bool, exit tether.Exit, err error) {
-	t, err := a.vm.dial(ctx, info)
+	t, err := a.vm.dialNow(ctx, info)
 	if err != nil {
 		return false, exit, err
 	}

@@ -8,7 +8,10 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/vmware/govmomi/vim25/types"
+
 	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
@@ -45,7 +48,50 @@ func (v *VM) Dial(ctx context.Context) (*tether.Client, error) {
 	return t, fault.Wrap(op, v.Ref(), err)
 }
 
+// bootPatience is how long a guest is waited for that may be starting: until it
+// tells where it is reached, vSphere tells what it told in its last start.
+const bootPatience = 15 * time.Second
+
+// dial connects to the guest that info tells of, or, where that one does not
+// answer, to the one of whatever is told next.
 func (v *VM) dial(ctx context.Context, info Info) (*tether.Client, error) {
+	t, err := v.dialNow(ctx, info)
+	if !errors.Is(err, vic.ErrUnavailable) || ctx.Err() != nil {
+		return t, err
+	}
+	wctx, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
+	next, e := v.retold(wctx, info)
+	if e != nil {
+		return nil, err
+	}
+	return v.dialNow(ctx, next)
+}
+
+// retold waits until the guest of a VM that is on tells another way to it than in
+// info.
+func (v *VM) retold(ctx context.Context, info Info) (next Info, err error) {
+	x, err := v.hold(ctx)
+	if err != nil {
+		return next, err
+	}
+	defer x.Release()
+	err = x.Wait(ctx, func(s vsphere.State) (bool, error) {
+		var power types.VirtualMachinePowerState
+		next, power = v.info(s)
+		switch {
+		case s.Err(v.ref) != nil:
+			return false, s.Err(v.ref)
+		case power != "" && power != types.VirtualMachinePowerStatePoweredOn:
+			return false, fault.Of(vic.ErrState, "it is off")
+		}
+		return next.status.HostKey != "" && next.status.HostKey != info.status.HostKey && next.reach.knows(next.status), nil
+	})
+	return next, err
+}
+
+// dialNow connects to the guest that info tells of.
+func (v *VM) dialNow(ctx context.Context, info Info) (*tether.Client, error) {
 	if err := v.view.pin(info.status); err != nil {
 		return nil, err
 	}

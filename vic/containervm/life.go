@@ -61,7 +61,11 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 			return fault.Wrap(op, v.Ref(), err)
 		}
 	}
-	t, err := v.dial(ctx, info)
+	dial := v.dial
+	if n == 9 {
+		dial = v.dialNow // vSphere kills as well
+	}
+	t, err := dial(ctx, info)
 	if err != nil {
 		if n == 9 && errors.Is(err, vic.ErrUnavailable) {
 			return v.powerOff(ctx, op)

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -143,4 +144,35 @@ func TestImageDeletedBeside(t *testing.T) {
 	if _, err := e.Engine.Image(t.Context(), image); !errors.Is(err, vic.ErrUnsupported) {
 		t.Errorf("a newer record: %v", err)
 	}
+}
+
+// Until a guest that starts again tells where it is reached, vSphere tells what it
+// told in its last start. Who asks for it meanwhile waits and gets it.
+func TestReachedWhileItStartsAgain(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{})
+	vm, _, err := e.Engine.Run(t.Context(), engine.RunSpec{Image: e.Busybox(t), Detach: true, Container: containervm.Spec{Args: []string{"sleep", "1000"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := object.NewVirtualMachine(e.Client.Vim(), types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.Ref().ID})
+	waitRunning := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c, err := vm.Dial(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Ping(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitRunning()
+	// Cut off: the last status says that it runs.
+	tk, err := outside.PowerOff(t.Context())
+	ended(t, tk, err)
+	tk, err = outside.PowerOn(t.Context())
+	ended(t, tk, err)
+	waitRunning()
 }
