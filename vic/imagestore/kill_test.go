@@ -275,7 +275,9 @@ func TestKill(t *testing.T) {
 		must = acknowledged
 		for name, id := range must {
 			img, err := s.Image(t.Context(), name)
-			if err != nil || img.Digest().String() != id {
+			// Each commit is another image, and the killed one may have begun the next.
+			again := err == nil && strings.HasSuffix(name, ":made")
+			if err != nil || img.Digest().String() != id && !again {
 				t.Errorf("round %d: %s, which was acknowledged, is lost: %v", round, name, err)
 			}
 		}
