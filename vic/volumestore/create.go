@@ -117,7 +117,9 @@ func (s *Store) publish(ctx context.Context, p *place, d *document) error {
 
 // settle decides between two stores in which a volume of one name was made at the
 // same time: each creator looks after it has published, so at least one sees the
-// other's, and the one of the later label gives way.
+// other's, and the one of the later label gives way. A third creator may have been
+// told of that one as being there: names are to be given to different stores by one
+// creator at a time.
 func (s *Store) settle(ctx context.Context, v *Volume) error {
 	for _, p := range s.places {
 		if p == v.at || v.doc.Anonymous {
