@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -179,23 +180,12 @@ func (w *whileContext) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// baseOf finds the image whose top disk is in a directory.
-func (s *Store) baseOf(ctx context.Context, dir, name string) (*imageDoc, error) {
-	if name != "" {
-		img, err := s.Image(ctx, name)
-		if err == nil && img.doc.Dir == dir {
-			return s.originalOf(ctx, img)
-		}
-		if err != nil && !errors.Is(err, vic.ErrNotFound) {
-			return nil, err
-		}
-	}
+// imagesOf are the records of the images whose top disk lies in a layer directory.
+func (s *Store) imagesOf(ctx context.Context, dir string) (is []*imageDoc, err error) {
 	es, err := s.files.List(ctx, s.path("images"))
 	if err != nil && !errors.Is(err, vic.ErrNotFound) {
 		return nil, err
 	}
-	var is []*imageDoc
-	var names []string
 	for _, e := range es {
 		hex, ok := strings.CutSuffix(e.Name, ".json")
 		d := digest.NewDigestFromEncoded(digest.SHA256, hex)
@@ -210,8 +200,39 @@ func (s *Store) baseOf(ctx context.Context, dir, name string) (*imageDoc, error)
 			return nil, err
 		}
 		if doc.Dir == dir {
-			is, names = append(is, doc), append(names, doc.Manifest.String())
+			is = append(is, doc)
 		}
+	}
+	return is, nil
+}
+
+// baseOf finds the image whose top disk is in a directory.
+func (s *Store) baseOf(ctx context.Context, dir, name string) (*imageDoc, error) {
+	if name != "" {
+		img, err := s.Image(ctx, name)
+		if err == nil && img.doc.Dir == dir {
+			return s.originalOf(ctx, img)
+		}
+		if err != nil && !errors.Is(err, vic.ErrNotFound) {
+			return nil, err
+		}
+	}
+	is, err := s.imagesOf(ctx, dir)
+	// A record that is replaced at this moment may be between its old and its new one.
+	for try := 0; err == nil && len(is) == 0 && try < 3; try++ {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+		is, err = s.imagesOf(ctx, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, doc := range is {
+		names = append(names, doc.Manifest.String())
 	}
 	switch len(is) {
 	case 0:
