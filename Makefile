@@ -57,7 +57,8 @@ bench: setup build ## the performance table
 soak: setup build determinism fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees and images, kills
 	VIC_SOAK=1 go test -v -run TestDebian ./internal/ext4
 	VIC_SOAK=1 go test -v -timeout 60m -run 'TestKill|TestCutOff' ./vic/imagestore
-	VIC_SOAK=1 go test -v -timeout 120m -run TestRealImages ./vic/imagestore
+	VIC_SOAK=1 go test -v -timeout 120m -run 'TestRealImages|TestTreeAfterEveryLayer' ./vic/imagestore
+	VIC_SOAK=1 go test -v -timeout 60m -run TestKilledController ./cmd/vic
 
 determinism: setup ## the same bytes on machines of 32 and 64 bits and of both byte orders
 	scripts/determinism
