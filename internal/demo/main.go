@@ -96,7 +96,7 @@ func (s *shell) steps(ctx context.Context, image string) (err error) {
 		{7, &hello, []string{"run", "--name", "hello", "--entrypoint", "/bin/sh", image, "-c", script}},
 		{0, nil, []string{"ps", "-a"}},
 		{0, nil, []string{"logs", "hello"}},
-		{0, nil, []string{"rm", "hello"}},
+		{0, nil, []string{"rm", "-v", "hello"}},
 		{0, nil, []string{"rmi", image}},
 		{0, nil, []string{"delete", "demo"}},
 	} {
