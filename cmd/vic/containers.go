@@ -94,13 +94,8 @@ func logsCommand() *cli.Command {
 				return err
 			}
 			o := tether.LogOptions{Follow: c.Bool("follow")}
-			for name, t := range map[string]*time.Time{"since": &o.Since, "until": &o.Until} {
-				if s := c.String(name); s != "" {
-					var err error
-					if *t, err = parseTime(s, time.Now()); err != nil {
-						return usageError("--%s %q: %v", name, s, err)
-					}
-				}
+			if err := readTimes(c, &o.Since, &o.Until); err != nil {
+				return err
 			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
 				vm, _, err := e.Find(ctx, c.Args().First())

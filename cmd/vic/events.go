@@ -30,11 +30,7 @@ func eventsCommand() *cli.Command {
 				return err
 			}
 			var o containervm.EventOptions
-			var err error
-			if o.Since, err = pointInTime("since", c.String("since"), time.Now()); err != nil {
-				return err
-			}
-			if o.Until, err = pointInTime("until", c.String("until"), time.Now()); err != nil {
+			if err := readTimes(c, &o.Since, &o.Until); err != nil {
 				return err
 			}
 			for _, f := range c.StringSlice("filter") {
@@ -83,21 +79,4 @@ func eventLine(e containervm.Event) string {
 		more = append(more, "user="+e.User)
 	}
 	return fmt.Sprintf("%s container %s %s (%s)", e.Time.Format(time.RFC3339Nano), e.Action, e.ID, strings.Join(more, ", "))
-}
-
-// pointInTime reads a time as people write it; empty is zero.
-func pointInTime(flag, s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
-	}
-	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
-		return t, nil
-	}
-	if f, err := strconv.ParseFloat(s, 64); err == nil && f >= 0 && f < 1<<40 {
-		return time.Unix(0, int64(f*float64(time.Second))), nil
-	}
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d), nil
-	}
-	return time.Time{}, usageError("--%s %q: want RFC 3339, seconds since 1970, or a duration such as 10m", flag, s)
 }

@@ -27,6 +27,9 @@ func execCommand() *cli.Command {
 			if err := args(c, 2, -1); err != nil {
 				return err
 			}
+			if c.Bool("detach") && c.Bool("interactive") {
+				return usageError("exec: -d and -i exclude each other: nobody would be there to type")
+			}
 			spec := tether.ExecSpec{
 				Args: c.Args().Slice()[1:], Env: environ(c.StringSlice("env")), Dir: c.String("workdir"),
 				User: c.String("user"), Privileged: c.Bool("privileged"), TTY: c.Bool("tty"),

@@ -148,6 +148,19 @@ func status(i containervm.Info, now time.Time) string {
 	return strings.ToUpper(string(i.State[:1])) + string(i.State[1:])
 }
 
+// readTimes reads --since and --until; one that was not given stays zero.
+func readTimes(c *cli.Context, since, until *time.Time) error {
+	for name, t := range map[string]*time.Time{"since": since, "until": until} {
+		if s := c.String(name); s != "" {
+			var err error
+			if *t, err = parseTime(s, time.Now()); err != nil {
+				return usageError("--%s %q: %v", name, s, err)
+			}
+		}
+	}
+	return nil
+}
+
 // parseTime reads a time as docker logs takes it: RFC 3339, seconds since 1970,
 // or how long ago it was, such as 10m.
 func parseTime(s string, now time.Time) (time.Time, error) {

@@ -210,18 +210,7 @@ func each(name, usage string, f func(*containervm.VM, context.Context) error) *c
 	return &cli.Command{
 		Name: name, Usage: usage, ArgsUsage: "CONTAINER…",
 		Action: func(c *cli.Context) error {
-			if err := args(c, 1, -1); err != nil {
-				return err
-			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				return forEach(c, func(name string) error {
-					vm, _, err := e.Find(ctx, name)
-					if err != nil {
-						return err
-					}
-					return f(vm, ctx)
-				})
-			})
+			return withEach(c, func(ctx context.Context, vm *containervm.VM) error { return f(vm, ctx) })
 		},
 	}
 }

@@ -21,6 +21,10 @@ type HealthSpec struct {
 	Retries                                       int
 }
 
+func (s *HealthSpec) isZero() bool {
+	return len(s.Test) == 0 && s.Interval == 0 && s.Timeout == 0 && s.StartPeriod == 0 && s.StartInterval == 0 && s.Retries == 0
+}
+
 // healthOf makes the health check of a container out of its image's and what the
 // caller changes. Nil means none.
 func healthOf(img imagestore.DockerConfig, s HealthSpec) (*tether.Health, error) {

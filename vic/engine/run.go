@@ -90,6 +90,9 @@ func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (
 func (e *Engine) createVM(ctx context.Context, s RunSpec, img *imagestore.Image) (*containervm.VM, error) {
 	c := s.Container
 	c.Owner, c.Root, c.Image, c.ImageName = e.host.Owner(), img.Root(), img.Config(), img.Name()
+	if c.Health != nil && !s.Health.isZero() {
+		return nil, invalid("Health and Container.Health exclude each other: the one changes the image's check, the other takes its place")
+	}
 	if c.Health == nil {
 		var err error
 		if c.Health, err = healthOf(img.Docker(), s.Health); err != nil {

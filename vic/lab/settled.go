@@ -26,45 +26,15 @@ func (h *collectorHandler) RetrievePropertiesEx(ctx *simulator.Context, req *typ
 	return h.lab.settled(func() soap.HasFault { return pc.RetrievePropertiesEx(ctx, req) })
 }
 
-// searchHandler has the simulator search where there is something settled to
-// find.
+// searchHandler has the simulator search while it makes no VM: the simulator locks
+// an object of its inventory by the object's own means, where it has some.
 type searchHandler struct {
 	base
-	index *simulator.SearchIndex
+	*simulator.SearchIndex
 }
 
-func (h *searchHandler) FindByUuid(ctx *simulator.Context, req *types.FindByUuid) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindByUuid(ctx, req) })
-}
+// Lock keeps VMs from being made.
+func (h *searchHandler) Lock() { h.lab.sim.Lock() }
 
-func (h *searchHandler) FindAllByUuid(ctx *simulator.Context, req *types.FindAllByUuid) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindAllByUuid(ctx, req) })
-}
-
-func (h *searchHandler) FindByDatastorePath(ctx *simulator.Context, req *types.FindByDatastorePath) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindByDatastorePath(ctx, req) })
-}
-
-func (h *searchHandler) FindByInventoryPath(ctx *simulator.Context, req *types.FindByInventoryPath) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindByInventoryPath(ctx, req) })
-}
-
-func (h *searchHandler) FindChild(ctx *simulator.Context, req *types.FindChild) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindChild(ctx, req) })
-}
-
-func (h *searchHandler) FindByDnsName(ctx *simulator.Context, req *types.FindByDnsName) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindByDnsName(ctx, req) })
-}
-
-func (h *searchHandler) FindAllByDnsName(ctx *simulator.Context, req *types.FindAllByDnsName) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindAllByDnsName(ctx, req) })
-}
-
-func (h *searchHandler) FindByIp(ctx *simulator.Context, req *types.FindByIp) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindByIp(ctx, req) })
-}
-
-func (h *searchHandler) FindAllByIp(ctx *simulator.Context, req *types.FindAllByIp) soap.HasFault {
-	return h.lab.settled(func() soap.HasFault { return h.index.FindAllByIp(ctx, req) })
-}
+// Unlock lets VMs be made again.
+func (h *searchHandler) Unlock() { h.lab.sim.Unlock() }

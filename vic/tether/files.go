@@ -331,17 +331,7 @@ func (c *serverConn) tarIn(ctx context.Context, n ssh.NewChannel) {
 			done()
 		}
 	}
-	var a callAnswer
-	if err != nil {
-		a.Error = remoteError(err)
-	}
-	b, err := json.Marshal(a)
-	if err != nil {
-		return
-	}
-	_, _ = ch.Write(b)
-	_ = ch.CloseWrite()
-	finish(ch, gone)
+	answer(ch, gone, nil, err)
 }
 
 // untilMeant makes an error of an end that the sender did not tell.

@@ -289,12 +289,17 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 		defer func() { done(delivered) }()
 		defer func() { delivered = ctx.Err() != nil }()
 	}
-	var a callAnswer
 	paused := c.server.config.Container.paused()
 	result, err := c.do(ctx, q)
 	if f := c.server.config.Changed; f != nil && c.server.config.Container.paused() != paused {
 		f()
 	}
+	answer(ch, gone, result, err)
+}
+
+// answer sends a channel's one answer and ends it.
+func answer(ch ssh.Channel, gone <-chan struct{}, result any, err error) {
+	var a callAnswer
 	if err == nil && result != nil {
 		a.Result, err = json.Marshal(result)
 	}
