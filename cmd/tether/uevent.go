@@ -69,5 +69,3 @@ func (u *uevents) wait(ctx context.Context, found func() bool) error {
 		}
 	}
 }
-
-func (u *uevents) close() { _ = u.file.Close() }

@@ -33,7 +33,6 @@ type super struct {
 	firstMetaBG uint32
 	backups     [2]uint32
 	seed        uint32
-	unsigned    bool
 	checksums   bool
 	uuid        [16]byte
 }

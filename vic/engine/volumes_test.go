@@ -175,8 +175,7 @@ true
 	fsckVolume(t, e, "data")
 
 	t.Run("grown", func(t *testing.T) {
-		v, err := e.Engine.Volumes().Create(ctx, volumestore.Spec{Name: "small", Bytes: 1})
-		if err != nil {
+		if _, err := e.Engine.Volumes().Create(ctx, volumestore.Spec{Name: "small", Bytes: 1}); err != nil {
 			t.Fatal(err)
 		}
 		s := parse(t, spec, []string{"small:/v"}, nil, nil)
@@ -184,7 +183,7 @@ true
 		r := run(t, e, s, "echo x > /v/x; "+df)
 		before := r.out
 		// Beyond 8 GiB the descriptors of groups no longer fit where they are.
-		if v, err = e.Engine.Volumes().Grow(ctx, "small", 9<<30); err != nil || v.Disk().Bytes != 9<<30 {
+		if v, err := e.Engine.Volumes().Grow(ctx, "small", 9<<30); err != nil || v.Disk().Bytes != 9<<30 {
 			t.Fatalf("%+v, %v", v, err)
 		}
 		run(t, e, s, "cat /v/x; "+df+"; dd if=/dev/zero of=/v/big bs=1M count=150 2>/dev/null; echo end >> /v/big").want(t, "after growing from "+before, "x\n9055\n")

@@ -160,14 +160,12 @@ func (t *tarIn) open(ctx context.Context) error {
 		return fault.Of(vic.ErrUnsupported, "datastore %s takes no uploaded disks (its capability vmfsSparseSupported is not set), so a disk there is changed by the VM that runs on it only", ds)
 	}
 	// The mark is taken first: what changes while the disk is read changes it.
-	extent := path.Join(path.Dir(file), "unknown")
-	if d, err := t.s.openDisk(ctx, t.top, nil); err != nil {
+	before, err := t.s.openDisk(ctx, t.top, nil)
+	if err != nil {
 		return err
-	} else {
-		extent = strings.TrimPrefix(d.Links()[0].Extent, volumes+ds+"/")
-		d.Close()
 	}
-	t.extent = extent
+	t.extent = strings.TrimPrefix(before.Links()[0].Extent, volumes+ds+"/")
+	before.Close()
 	if t.mark, err = t.look(ctx, file); err != nil {
 		return err
 	}

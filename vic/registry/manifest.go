@@ -143,7 +143,7 @@ func (e *endpoint) manifest(ctx context.Context, reference, accept string) (mani
 	}
 	want, err := digest.Parse(reference)
 	if err != nil {
-		want, err = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+		want, _ = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	}
 	m := manifest{bytes: body}
 	if m.mediaType, err = documentType(contentType(resp), body); err != nil {

@@ -20,11 +20,10 @@ import (
 // connected: one at a time, the next waits. What is sent to nobody is gone.
 type uart struct {
 	net.Listener
-	mu     sync.Mutex
-	far    net.Conn
-	in     *io.PipeReader
-	inW    *io.PipeWriter
-	closed bool
+	mu  sync.Mutex
+	far net.Conn
+	in  *io.PipeReader
+	inW *io.PipeWriter
 	// mangle changes what passes, in either direction; nil passes all on.
 	mangle func(p []byte) []byte
 	// many takes several far ends at once, which all hear the guest.
