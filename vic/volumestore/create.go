@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
@@ -16,8 +15,8 @@ import (
 
 // Create makes a volume. One of the name that is what spec asks for is opened: as
 // far as the spec says, its store, size and labels are the same. Another of the
-// name is vic.ErrConflict. Of several creators of one name one wins, and the
-// others get what it made.
+// name is vic.ErrConflict. Of several creators of one name one wins; the others
+// get what it made, or vic.ErrConflict where they asked for another store.
 func (s *Store) Create(ctx context.Context, spec Spec) (*Volume, error) {
 	const op = "create"
 	w, err := spec.check()
@@ -50,21 +49,20 @@ func (s *Store) create(ctx context.Context, w want) (*Volume, error) {
 		d.Bytes = DefaultBytes
 	}
 	err = s.publish(ctx, p, &d)
-	if errors.Is(err, vic.ErrConflict) {
-		v, err := s.read(ctx, p, w.name)
-		if errors.Is(err, vic.ErrNotFound) {
-			return nil, fault.Of(vic.ErrConflict, "%s is taken, and holds no volume", p.files.Path(p.path(w.name)))
+	if errors.Is(err, vic.ErrConflict) || err == nil && s.wants(&d) {
+		v, e := s.read(ctx, p, w.name)
+		if errors.Is(e, vic.ErrNotFound) {
+			return nil, errors.Join(err, e)
 		}
-		if err != nil {
-			return nil, err
+		if e != nil {
+			return nil, e
 		}
 		return v, w.fits(v)
 	}
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{s: s, at: p, doc: d}
-	return v, s.settle(ctx, v)
+	return &Volume{s: s, at: p, doc: d}, nil
 }
 
 // fits tells how a volume differs from what is asked for.
@@ -84,7 +82,7 @@ func (w *want) fits(v *Volume) error {
 }
 
 // publish makes a volume under a name that nobody looks at and renames it. A name
-// that is taken is vic.ErrConflict.
+// that is taken, in this store or in another, is vic.ErrConflict.
 func (s *Store) publish(ctx context.Context, p *place, d *document) error {
 	stage := p.path(newPrefix + d.Name + "-" + vsphere.Nonce())
 	err := func() error {
@@ -102,7 +100,16 @@ func (s *Store) publish(ctx context.Context, p *place, d *document) error {
 		if err := p.files.CreateThinDisk(ctx, stage+"/"+diskFile, d.Bytes); err != nil {
 			return err
 		}
-		return p.files.Move(ctx, stage, p.path(d.Name), false)
+		if !s.wants(d) {
+			return p.files.Move(ctx, stage, p.path(d.Name), false)
+		}
+		err = p.files.Move(ctx, stage, p.path(wantPrefix+d.Name), false)
+		if err != nil && !errors.Is(err, vic.ErrConflict) {
+			return err
+		}
+		// In its place is what another creator in this store wants: it is settled
+		// for that one, who may be dead.
+		return errors.Join(err, s.settle(ctx, p, d.Name))
 	}()
 	if err == nil {
 		return nil
@@ -115,29 +122,79 @@ func (s *Store) publish(ctx context.Context, p *place, d *document) error {
 	return err
 }
 
-// settle decides between two stores in which a volume of one name was made at the
-// same time: each creator looks after it has published, so at least one sees the
-// other's, and the one of the later label gives way. A third creator may have been
-// told of that one as being there: names are to be given to different stores by one
-// creator at a time.
-func (s *Store) settle(ctx context.Context, v *Volume) error {
-	for _, p := range s.places {
-		if p == v.at || v.doc.Anonymous {
+// wants tells whether a volume wants its name before it gets it: another store may
+// have it.
+func (s *Store) wants(d *document) bool { return len(s.places) > 1 && !d.Anonymous }
+
+// settle gives a volume its name that is wanted in a store of several, unless
+// another store has the name, or wants it and comes first by its label. Anybody
+// may do it for whoever wants it. Of two that want a name, each looks when its want
+// is seen, so one sees the other's at least; and a want goes by one rename, to its
+// name or away, so what has its name keeps it.
+func (s *Store) settle(ctx context.Context, p *place, name string) error {
+	for _, q := range s.places {
+		if q == p {
 			continue
 		}
-		_, err := s.read(ctx, p, v.doc.Name)
-		if errors.Is(err, vic.ErrNotFound) || err == nil && p.label > v.at.label {
-			continue
+		if err := s.yields(ctx, p, q, name); err != nil {
+			return errors.Join(err, p.drop(ctx, name))
 		}
-		if err != nil {
+	}
+	err := p.files.Move(ctx, p.path(wantPrefix+name), p.path(name), false)
+	if errors.Is(err, vic.ErrConflict) { // it is there since
+		return errors.Join(err, p.drop(ctx, name))
+	}
+	if !errors.Is(err, vic.ErrNotFound) {
+		return err
+	}
+	// Another has settled it, or taken it away.
+	if _, err := s.read(ctx, p, name); !errors.Is(err, vic.ErrNotFound) {
+		return err
+	}
+	return taken(p)
+}
+
+func taken(by *place) error {
+	return fault.Of(vic.ErrConflict, "the name has just been asked for in store %q", by.label)
+}
+
+// yields tells whether store q leaves a name that p wants: it has no volume of the
+// name, and where it wants one, that is taken from it, if p comes first.
+func (s *Store) yields(ctx context.Context, p, q *place, name string) error {
+	// The want is looked for first: it may become the volume meanwhile.
+	_, err := q.files.Stat(ctx, q.path(wantPrefix+name, recordFile))
+	if err != nil && !errors.Is(err, vic.ErrNotFound) {
+		return err
+	}
+	if err == nil {
+		if q.label < p.label {
+			return taken(q)
+		}
+		if err := q.drop(ctx, name); err != nil {
 			return err
 		}
-		if err := v.remove(ctx); err != nil {
-			return fmt.Errorf("store %q has a volume of this name, too: %w", p.label, err)
-		}
-		return fault.Of(vic.ErrConflict, "the name has just been taken in store %q", p.label)
 	}
-	return nil
+	_, err = s.read(ctx, q, name)
+	if errors.Is(err, vic.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fault.Of(vic.ErrConflict, "store %q has a volume of this name", q.label)
+}
+
+// drop takes a want away. One that is gone, perhaps to its name, is no error.
+func (p *place) drop(ctx context.Context, name string) error {
+	out := gonePrefix + name + "-" + vsphere.Nonce()
+	err := p.files.Move(ctx, p.path(wantPrefix+name), p.path(out), false)
+	if errors.Is(err, vic.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.erase(ctx, p.path(out))
 }
 
 // erase deletes the directory of a volume that is not in the store, its disk as a

@@ -170,8 +170,12 @@ func (s *Store) sweep(ctx context.Context, p *place, age time.Duration) error {
 	var errs *multierror.Error
 	for _, e := range es {
 		m := leftRE.FindStringSubmatch(e.Name)
+		wanted, want := strings.CutPrefix(e.Name, wantPrefix)
 		switch {
-		case m == nil || !e.Dir:
+		case !e.Dir:
+		case want && nameRE.MatchString(wanted):
+			stages = append(stages, e.Name)
+		case m == nil:
 		case m[1] == newPrefix:
 			stages = append(stages, e.Name)
 		case m[1] == gonePrefix:
@@ -223,6 +227,9 @@ func (s *Store) sweepStages(ctx context.Context, p *place, stages []string, age 
 		}
 		// Its creator, should it live, can publish it no more.
 		out := gonePrefix + strings.TrimPrefix(stage, newPrefix)
+		if name, want := strings.CutPrefix(stage, wantPrefix); want {
+			out = gonePrefix + name + "-" + vsphere.Nonce()
+		}
 		if err := p.files.Move(ctx, p.path(stage), p.path(out), false); err != nil {
 			if !errors.Is(err, vic.ErrNotFound) {
 				errs = multierror.Append(errs, err)

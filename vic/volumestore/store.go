@@ -43,6 +43,9 @@ const (
 
 	newPrefix = ".new-"
 	delPrefix = ".del-"
+	// wantPrefix begins what is made and wants its name, where there are several
+	// stores.
+	wantPrefix = ".want-"
 )
 
 // A Store is the volume stores of a VCH, each by its label. Its methods may be
