@@ -179,6 +179,7 @@ func TestCommands(t *testing.T) {
 	t.Run("images go out and in", func(t *testing.T) { testImagesOutAndIn(t, c) })
 	t.Run("cp and diff", func(t *testing.T) { testCopy(t, c) })
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, c) })
+	t.Run("running", func(t *testing.T) { testRunning(t, c) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, c) })
 	t.Run("wrong usage", func(t *testing.T) {
 		c.want(t, 2, "usage: vic run", "run")

@@ -83,7 +83,7 @@ func (l *Lab) adopt(ctx context.Context, m *machine, vm *simulator.VirtualMachin
 	if fault != nil {
 		return errors.New(words(fault))
 	}
-	if f, by := l.locks.acquire(s.name, hw.write, hw.read); f != "" {
+	if f, by := l.locks.acquire(m.ref.Value, s.name, hw.write, hw.read); f != "" {
 		return fmt.Errorf("%s is in use by %s", f, by)
 	}
 	if state := l.noted(m.ref).State; state != "" {
@@ -94,7 +94,7 @@ func (l *Lab) adopt(ctx context.Context, m *machine, vm *simulator.VirtualMachin
 	}
 	q, err := l.reach(ctx, m, vm, hw, pid)
 	if err != nil {
-		l.locks.release(s.name, hw.write, hw.read)
+		l.locks.release(m.ref.Value, hw.write, hw.read)
 		return err
 	}
 	m.q, m.on, m.write, m.read = q, true, hw.write, hw.read

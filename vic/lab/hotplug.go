@@ -55,7 +55,7 @@ func (l *Lab) plugDisk(ctx context.Context, m *machine, name string, u *diskUnit
 		if write, read, fault = u.open(l); fault != nil {
 			return fault
 		}
-		if f, by := l.locks.acquire(name, write, read); f != "" {
+		if f, by := l.locks.acquire(m.ref.Value, name, write, read); f != "" {
 			return fileLocked(f, by)
 		}
 		return nil
@@ -63,7 +63,7 @@ func (l *Lab) plugDisk(ctx context.Context, m *machine, name string, u *diskUnit
 	if fault != nil {
 		return nil, fault
 	}
-	unlock := func() { l.locks.release(name, write, read) }
+	unlock := func() { l.locks.release(m.ref.Value, write, read) }
 	if q := m.q; q != nil {
 		if err := q.addDisk(ctx, u); err != nil {
 			unlock()
@@ -97,7 +97,7 @@ func (l *Lab) unplugDisk(ctx context.Context, m *machine, name string, u *diskUn
 		}
 	}
 	m.forget(write, read)
-	l.locks.release(name, write, read)
+	l.locks.release(m.ref.Value, write, read)
 	return func() { _, _ = l.plugDisk(context.Background(), m, name, u) }, nil
 }
 

@@ -5,11 +5,12 @@ import (
 	"sync"
 )
 
-// locks are the files that running VMs use. A file has one writer or any number
-// of readers.
+// locks are the files that running VMs use, which are known by their references,
+// and told by their names. A file has one writer or any number of readers.
 type locks struct {
 	mu    sync.Mutex
 	files map[string]*lockState // by location.String()
+	names map[string]string     // of VMs, by reference
 }
 
 type lockState struct {
@@ -17,24 +18,25 @@ type lockState struct {
 	readers map[string]int // the VMs that read it
 }
 
-// acquire locks files for a VM, all or none. It returns the file and the holder
-// that stand in the way.
-func (l *locks) acquire(vm string, write, read []location) (file, by string) {
+// acquire locks files for a VM, all or none. It returns the file and the name of
+// the holder that stand in the way.
+func (l *locks) acquire(vm, name string, write, read []location) (file, by string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range write {
 		if s := l.files[p.String()]; s != nil {
-			return p.String(), s.anyone()
+			return p.String(), l.names[s.anyone()]
 		}
 	}
 	for _, p := range read {
 		if s := l.files[p.String()]; s != nil && s.writer != "" {
-			return p.String(), s.writer
+			return p.String(), l.names[s.writer]
 		}
 	}
 	if l.files == nil {
-		l.files = map[string]*lockState{}
+		l.files, l.names = map[string]*lockState{}, map[string]string{}
 	}
+	l.names[vm] = name
 	for _, p := range write {
 		l.files[p.String()] = &lockState{writer: vm}
 	}
@@ -75,19 +77,20 @@ func (l *locks) release(vm string, write, read []location) {
 	}
 }
 
-// rename goes on with a VM's locks under its new name.
+// rename notes a VM's new name.
 func (l *locks) rename(vm, name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range l.files {
-		if s.writer == vm {
-			s.writer = name
-		}
-		if n := s.readers[vm]; n > 0 {
-			delete(s.readers, vm)
-			s.readers[name] += n
-		}
+	if l.names[vm] != "" {
+		l.names[vm] = name
 	}
+}
+
+// forget drops the name of a VM that is gone.
+func (l *locks) forget(vm string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.names, vm)
 }
 
 func (s *lockState) anyone() string {
@@ -105,7 +108,7 @@ func (l *locks) writer(p location) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s := l.files[p.String()]; s != nil {
-		return s.writer
+		return l.names[s.writer]
 	}
 	return ""
 }
@@ -116,7 +119,7 @@ func (l *locks) holder(p location) string {
 	defer l.mu.Unlock()
 	self := p.String()
 	if s := l.files[self]; s != nil {
-		return s.anyone()
+		return l.names[s.anyone()]
 	}
 	below := self + "/"
 	if p.rel == "." {
@@ -124,7 +127,7 @@ func (l *locks) holder(p location) string {
 	}
 	for f, s := range l.files {
 		if strings.HasPrefix(f, below) {
-			return s.anyone()
+			return l.names[s.anyone()]
 		}
 	}
 	return ""

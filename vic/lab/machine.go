@@ -71,6 +71,7 @@ func (l *Lab) machine(ref types.ManagedObjectReference) (*machine, *simulator.Vi
 }
 
 func (l *Lab) dropMachine(ref types.ManagedObjectReference) {
+	l.locks.forget(ref.Value)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.machines, ref)

@@ -139,7 +139,7 @@ func (l *Lab) changeDisks(ctx context.Context, m *machine, vm *simulator.Virtual
 	}
 	var lost error
 	again := l.withFiles(func() types.BaseMethodFault {
-		l.locks.release(s.name, m.write, m.read)
+		l.locks.release(m.ref.Value, m.write, m.read)
 		if fault == nil {
 			fault = change()
 		}
@@ -148,7 +148,7 @@ func (l *Lab) changeDisks(ctx context.Context, m *machine, vm *simulator.Virtual
 			bad = now.openDisks(l)
 		}
 		if bad == nil {
-			if f, by := l.locks.acquire(s.name, now.write, now.read); f != "" {
+			if f, by := l.locks.acquire(m.ref.Value, s.name, now.write, now.read); f != "" {
 				bad = fileLocked(f, by)
 			}
 		}

@@ -249,7 +249,7 @@ func (l *Lab) renameVM(vm *simulator.VirtualMachine, name string) types.BaseMeth
 		return fault
 	}
 	defer release()
-	l.locks.rename(s.name, name)
+	l.locks.rename(vm.Self.Value, name)
 	l.set(vm, types.PropertyChange{Name: "name", Val: name},
 		types.PropertyChange{Name: "config.name", Val: name},
 		types.PropertyChange{Name: "summary.config.name", Val: name})

@@ -59,7 +59,7 @@ func (l *Lab) bootVM(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 		if fault := hw.openDisks(l); fault != nil {
 			return fault
 		}
-		if f, by := l.locks.acquire(s.name, hw.write, hw.read); f != "" {
+		if f, by := l.locks.acquire(m.ref.Value, s.name, hw.write, hw.read); f != "" {
 			return fileLocked(f, by)
 		}
 		return nil
@@ -76,7 +76,7 @@ func (l *Lab) bootVM(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 	hw.shape = l.noted(m.ref).Shape
 	if state != "" {
 		if fault := hw.openState(l, state); fault != nil {
-			l.locks.release(s.name, m.write, m.read)
+			l.locks.release(m.ref.Value, m.write, m.read)
 			return fault
 		}
 		defer hw.state.Close()
@@ -84,7 +84,7 @@ func (l *Lab) bootVM(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 	if !l.opts.NoQEMU {
 		q, err := l.startQEMU(ctx, m, vm, s, hw)
 		if err != nil {
-			l.locks.release(s.name, m.write, m.read)
+			l.locks.release(m.ref.Value, m.write, m.read)
 			if ctx.Err() != nil {
 				return canceled()
 			}
@@ -155,7 +155,7 @@ func (l *Lab) stopped(m *machine, vm *simulator.VirtualMachine, q *qemu, name st
 		q.close()
 	}
 	m.q, m.on = nil, false
-	l.locks.release(name, m.write, m.read)
+	l.locks.release(m.ref.Value, m.write, m.read)
 	m.write, m.read = nil, nil
 	s := l.look(vm)
 	bootKeys := l.noted(m.ref).BootKeys
