@@ -275,7 +275,7 @@ func (f *follower) endOfLog() error {
 	if f.done() || f.rejoin() {
 		return nil
 	}
-	if f.limit < r.size && f.gapAt(f.limit) {
+	if f.gapAt(f.limit) {
 		return errOutputLost
 	}
 	return f.openLog()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -268,13 +269,28 @@ func (r *Recorder) flush() {
 	r.flushed = logged
 	r.size += int64(n)
 	if err != nil || r.size-r.index[len(r.index)-1].file >= indexEvery {
-		r.index = append(r.index, mark{file: r.size, pos: logged, gap: err != nil})
+		r.mark(mark{file: r.size, pos: logged, gap: err != nil})
 	}
 	r.notify()
 	r.mu.Unlock()
 	if cap(b) <= 2*bufferMax {
 		r.spare = b
 	}
+}
+
+// mark adds to the index, and drops from it what is of no use any more. The recorder
+// is locked.
+func (r *Recorder) mark(m mark) {
+	if last := &r.index[len(r.index)-1]; m.gap && last.gap && m.file == last.file {
+		last.pos = m.pos // The same gap has grown.
+		return
+	}
+	first := r.file.Start()
+	n := 0
+	for n < len(r.index) && r.index[n].file < first {
+		n++
+	}
+	r.index = append(slices.Delete(r.index, 0, n), m)
 }
 
 // partials sends lines to the log that have waited for their end too long.

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // smallDisk is a log file on a disk that can be full.
@@ -197,6 +199,73 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%d entries, %d torn", n, log.Skipped())
 	}
 }
+
+// A disk that stays full neither keeps a follower that fell behind waiting nor makes
+// the recorder grow.
+func TestFullDiskForGood(t *testing.T) {
+	disk := newDisk(t)
+	r := NewRecorder(disk, 0)
+	w := r.Writer(Stdout)
+	behind, none := replay(r), 0
+	for i := range 3000 {
+		disk.set(i >= 1000)
+		if _, err := io.WriteString(w, strings.Repeat("x", 1999)+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		r.flush()
+		if i == 1500 {
+			none = len(r.index)
+		}
+	}
+	if n := len(r.index); n > none {
+		t.Errorf("the index grew from %d to %d marks while nothing could be written", none, n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	got := 0
+	for {
+		_, p, err := behind.next(ctx)
+		if got += len(p); err != nil {
+			if !errors.Is(err, errOutputLost) || got != 2_000_000 {
+				t.Errorf("behind: %d bytes, %v", got, err)
+			}
+			break
+		}
+	}
+	behind.close()
+	if err := r.Close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// Marks in parts of the log that were rotated away go.
+func TestIndexOfRotatedLog(t *testing.T) {
+	disk := &rotated{smallDisk: newDisk(t)}
+	r := NewRecorder(disk, 0)
+	w := r.Writer(Stdout)
+	piece := bytes.Repeat([]byte("x"), 1<<20)
+	for range 50 {
+		if _, err := w.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+		r.flush()
+		disk.start.Store(r.size)
+	}
+	if n := len(r.index); n > 3 {
+		t.Errorf("%d marks in a log that was rotated away after each", n)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rotated is a log whose beginning goes.
+type rotated struct {
+	*smallDisk
+	start atomic.Int64
+}
+
+func (d *rotated) Start() int64 { return d.start.Load() }
 
 // What the quick parser takes, the JSON decoder takes alike.
 func FuzzParseEntry(f *testing.F) {
