@@ -11,9 +11,6 @@ GO_FILES       := $(shell find . -name '*.go' -not -path './.cache/*')
 # boots the kernel that this module has.
 export VIC_TEST_KERNEL_TREE := $(KERNEL_TREE)
 
-# Begun first, because they take long and wait most of the time: hence a third at once.
-LONG_TESTS := ./vic/engine ./cmd/vic ./cmd/tether
-
 FUZZTIME ?= 3m
 BENCH    ?= .
 
@@ -44,9 +41,7 @@ demo: build ## the main job on the lab: registry, VCH, pull, run, delete
 
 test: setup build ## everything, booting real VMs, with the race detector where things go on at once
 	go vet ./...
-	go test -race -p 3 -timeout 30m $(LONG_TESTS) $$(go list ./... | grep -v /vic/imagestore$$ | grep -vxF "$$(go list $(LONG_TESTS))")
-	go test -race -short -timeout 15m -run 'Pull|Lease|Dead|Kill|Cancelled|Load$$' ./vic/imagestore
-	go test -timeout 20m ./vic/imagestore
+	scripts/test
 
 test-short: ## what needs neither QEMU nor root
 	go test -short ./...

@@ -133,8 +133,8 @@ func TestBIOS(t *testing.T) {
 			machine string
 			mb      int
 		}{{"q35", 64}, {"q35", 128}, {"q35", 256}, {"q35", 1024}, {"q35", 5000}, {"pc", 128}, {"pc", 5000}} {
-			if tt.mb < 128 && o.Modules != nil {
-				continue // a distribution's kernel needs more
+			if o.Modules != nil && tt.mb != 256 && tt.machine != "pc" {
+				continue // a distribution's kernel is slow, and where it lies makes no difference to it
 			}
 			t.Run(fmt.Sprintf("%s/%s/%d", name, tt.machine, tt.mb), func(t *testing.T) {
 				console, at := run(t, append(machines[tt.machine](o.Out), "-m", fmt.Sprint(tt.mb))...)

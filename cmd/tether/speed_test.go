@@ -25,12 +25,12 @@ func TestBootThroughput(t *testing.T) {
 		name, script string
 		bytes        byteCount
 	}{
-		{"lines", "read x; yes 'a line of output as programs write them, of some length' | head -c 16777216", 16 << 20},
-		{"zeroes", "read x; dd if=/dev/zero bs=64k count=256 2>/dev/null", 16 << 20},
+		{"lines", "read x; yes 'a line of output as programs write them, of some length' | head -c 4194304", 4 << 20},
+		{"zeroes", "read x; dd if=/dev/zero bs=64k count=64 2>/dev/null", 4 << 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			// A zero takes six bytes in the log: the disk has room for all.
-			g := boot(t, bootOptions{config: stdin, diskMB: 256}, "sh", "-c", tt.script)
+			g := boot(t, bootOptions{config: stdin, diskMB: 128}, "sh", "-c", tt.script)
 			ctx := testContext(t)
 			c := g.dial(ctx)
 			var n byteCount

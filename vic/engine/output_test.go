@@ -27,9 +27,9 @@ import (
 // TestOutputOfAGigabyte has a process write more than anybody takes in time: a slow
 // attacher gets all of it, one that never reads holds nothing up, one that leaves
 // neither, and the log has every byte; neither the controller's memory nor the
-// guest's grows with it. With VIC_SOAK it is a gigabyte, else 24 MB.
+// guest's grows with it. With VIC_SOAK it is a gigabyte, else 8 MB.
 func TestOutputOfAGigabyte(t *testing.T) {
-	bytesOfOutput := 24 << 20
+	bytesOfOutput := 8 << 20
 	if os.Getenv("VIC_SOAK") != "" {
 		bytesOfOutput = 1 << 30
 	}
