@@ -85,6 +85,7 @@ func (l *eventLog) len() int {
 // TestAdministrator: what an administrator does with govc to a container's VM is
 // followed by the right state and the right events.
 func TestAdministrator(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{Lab: func(o *lab.Options) { o.Hosts, o.Datastores = 2, []string{"datastore1", "datastore2"} }})
 	ctx := t.Context()
 	govc := newGovc(t, e)

@@ -31,6 +31,7 @@ import (
 // A container that changed files in its VM becomes an image; pushed and pulled
 // into another store it is the same tree, and it runs.
 func TestCommitPushPull(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{Images: &imagestore.Options{Bytes: 256 << 20}})
 	layout, err := testimage.Demo(t.Context(), "")
 	if err != nil {

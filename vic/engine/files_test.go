@@ -80,6 +80,7 @@ func fsck(t *testing.T, e *testlab.Env, vm *containervm.VM) {
 // Files go into and out of a container that ran, and into one whose VM was
 // powered off under it, and its own kernel finds them.
 func TestFilesOfStoppedContainers(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{Images: &imagestore.Options{Bytes: 128 << 20}})
 	image := e.Busybox(t)
 	var out bytes.Buffer

@@ -50,6 +50,7 @@ func sh(script string) containervm.Spec {
 }
 
 func TestRun(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	before := e.Files(t)

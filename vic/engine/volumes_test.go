@@ -79,6 +79,7 @@ func fsckVolume(t *testing.T, e *testlab.Env, name string) {
 }
 
 func TestVolumes(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	ctx := t.Context()
