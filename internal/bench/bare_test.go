@@ -119,8 +119,8 @@ func childOf(b *testing.B, dir, parent string, size int64) string {
 	return filepath.Join(dir, "child.vmdk")
 }
 
-// pid1Archive is a cpio archive (newc) with the program pid1.
-func pid1Archive(b *testing.B, dir string) []byte {
+// pid1 builds the program of that name.
+func pid1(b *testing.B, dir string) []byte {
 	b.Helper()
 	bin := filepath.Join(dir, "pid1")
 	cmd := exec.CommandContext(b.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./pid1")
@@ -132,6 +132,13 @@ func pid1Archive(b *testing.B, dir string) []byte {
 	if err != nil {
 		b.Fatal(err)
 	}
+	return prog
+}
+
+// pid1Archive is a cpio archive (newc) with the program pid1.
+func pid1Archive(b *testing.B, dir string) []byte {
+	b.Helper()
+	prog := pid1(b, dir)
 	var a bytes.Buffer
 	entry := func(name string, mode int, data []byte) {
 		fmt.Fprintf(&a, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", 1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)

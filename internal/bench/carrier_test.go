@@ -1,6 +1,8 @@
 package bench_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -33,9 +35,10 @@ func BenchmarkCarrier(b *testing.B) {
 	e := testlab.Start(b, testlab.Options{})
 	image := e.Busybox(b)
 	b.Run("tcp", func(b *testing.B) {
-		const size = 32 << 20
+		const size = 8 << 20
 		vm, c := running(b, e, image, containervm.Spec{}, size)
 		address := guestAddress(b, vm)
+		placeProgram(b, c)
 		for b.Loop() {
 			out := rawOut(b, e, c, address, size)
 			in := rawIn(b, e, c, address, size)
@@ -43,7 +46,7 @@ func BenchmarkCarrier(b *testing.B) {
 		}
 	})
 	b.Run("serial", func(b *testing.B) {
-		const size = 512 << 10
+		const size = 128 << 10
 		img, err := e.Engine.Pull(b.Context(), image, nil)
 		if err != nil {
 			b.Fatal(err)
@@ -61,7 +64,7 @@ func BenchmarkCarrier(b *testing.B) {
 // a line.
 func running(b *testing.B, e *testlab.Env, image string, s containervm.Spec, size int) (*containervm.VM, *tether.Client) {
 	b.Helper()
-	s.Args = []string{"sh", "-c", fmt.Sprintf("while read x; do yes 'a line of output as programs write them, of some length' | head -c %d; done", size)}
+	s.Args = []string{"sh", "-c", fmt.Sprintf("while read x; do yes 'a line of output as programs write them, of some length' | head -c %d; done; sleep 100000", size)}
 	s.OpenStdin = true
 	vm, _, err := e.Engine.Run(b.Context(), engine.RunSpec{Image: image, Detach: true, Container: s})
 	if err != nil {
@@ -111,8 +114,12 @@ func carried(b *testing.B, c *tether.Client, size int, rawOut, rawIn float64) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, pipe, int64(size)); err != nil {
-		b.Fatal(err)
+	go func() {
+		exit, err := att.Wait()
+		_ = w.CloseWithError(fmt.Errorf("the output has ended: exit %+v, %w", exit, err))
+	}()
+	if n, err := io.CopyN(io.Discard, pipe, int64(size)); err != nil {
+		b.Fatalf("%d bytes: %v", n, err)
 	}
 	logged := rate(size, begin)
 	_ = att.Detach()
@@ -143,7 +150,7 @@ func rate(size int, begin time.Time) float64 { return float64(size) / time.Since
 // rawOut reads from a program in the container that listens.
 func rawOut(b *testing.B, e *testlab.Env, c *tether.Client, address string, size int) float64 {
 	b.Helper()
-	conn, done := listening(b, e, c, address, fmt.Sprintf("head -c %d /dev/zero | nc -l -p 5000", size))
+	conn, done := listening(b, e, c, address, "out", size)
 	defer conn.Close()
 	begin := time.Now()
 	if n, err := io.Copy(io.Discard, conn); err != nil || int(n) != size {
@@ -158,20 +165,40 @@ func rawOut(b *testing.B, e *testlab.Env, c *tether.Client, address string, size
 // rawIn writes to a program in the container that listens.
 func rawIn(b *testing.B, e *testlab.Env, c *tether.Client, address string, size int) float64 {
 	b.Helper()
-	conn, done := listening(b, e, c, address, fmt.Sprintf("nc -l -p 5000 | head -c %d > /dev/null", size))
+	conn, done := listening(b, e, c, address, "in", size)
 	defer conn.Close()
 	begin := time.Now()
 	if _, err := io.CopyN(conn, zeroes{}, int64(size)); err != nil {
 		b.Fatal(err)
 	}
-	_ = conn.Close()
 	finish(b, done, nil)
 	return rate(size, begin)
 }
 
-func listening(b *testing.B, e *testlab.Env, c *tether.Client, address, script string) (net.Conn, *tether.Attachment) {
+// placeProgram brings the program pid1 into the container's root.
+func placeProgram(b *testing.B, c *tether.Client) {
 	b.Helper()
-	a, err := c.Exec(b.Context(), tether.ExecSpec{Args: []string{"sh", "-c", script}}, tether.Streams{})
+	prog := pid1(b, b.TempDir())
+	var a bytes.Buffer
+	w := tar.NewWriter(&a)
+	err := w.WriteHeader(&tar.Header{Name: "pid1", Mode: 0o755, Size: int64(len(prog))})
+	if err == nil {
+		_, err = w.Write(prog)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err == nil {
+		err = c.TarIn(b.Context(), "/", &a, tether.TarInOptions{})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func listening(b *testing.B, e *testlab.Env, c *tether.Client, address, direction string, size int) (net.Conn, *tether.Attachment) {
+	b.Helper()
+	a, err := c.Exec(b.Context(), tether.ExecSpec{Args: []string{"/pid1", "tcp", direction, fmt.Sprint(size)}}, tether.Streams{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -189,17 +216,20 @@ func listening(b *testing.B, e *testlab.Env, c *tether.Client, address, script s
 // guestAddress is the address of a container's NIC.
 func guestAddress(b *testing.B, vm *containervm.VM) string {
 	b.Helper()
-	info, err := vm.Inspect(b.Context())
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, a := range info.IPs {
-		if !strings.Contains(a, ":") {
-			return a
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		info, err := vm.Inspect(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, a := range info.IPs {
+			if !strings.Contains(a, ":") {
+				return a
+			}
+		}
+		if time.Now().After(end) {
+			b.Fatalf("the container has no address: %+v", info)
 		}
 	}
-	b.Fatalf("the container has no address: %+v", info)
-	return ""
 }
 
 // serial boots the VM with a second serial port whose other end is here, and tells

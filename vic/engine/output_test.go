@@ -45,7 +45,7 @@ func TestOutputOfAGigabyte(t *testing.T) {
 	defer cancel()
 	script := fmt.Sprintf("grep AnonPages /proc/meminfo >&2; seq -s '%s\n' 1 %d; grep AnonPages /proc/meminfo >&2; exit 9", dash, n)
 	vm, err := e.Engine.Create(ctx, engine.RunSpec{Image: image, Detach: true,
-		Container: containervm.Spec{Args: []string{"sh", "-c", script}, AwaitAttach: time.Minute, MemoryMB: 128}})
+		Container: containervm.Spec{Args: []string{"sh", "-c", script}, AwaitAttach: 10 * time.Second, MemoryMB: 128}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestOutputOfAGigabyte(t *testing.T) {
 		defer close(watched)
 		for ctx.Err() == nil {
 			most.Store(max(most.Load(), heap()))
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(time.Second)
 		}
 	}()
 	if err := vm.Start(ctx); err != nil {
@@ -127,7 +127,7 @@ func TestOutputOfAGigabyte(t *testing.T) {
 	t.Logf("%d bytes, sha256 %s: process %v, slow attacher %v (%.1f MB/s), log read in %v; controller (with the lab) grew by %.1f MB, the guest's anonymous pages by %.1f MB",
 		total, hex.EncodeToString(want.Sum(nil)), ran.Round(time.Millisecond), took.Round(time.Millisecond), float64(total)/1e6/took.Seconds(),
 		time.Since(start).Round(time.Millisecond), grown, anon)
-	if grown > 64 {
+	if grown > 32 {
 		t.Errorf("the controller's heap grew by %.1f MB", grown)
 	}
 	if anon > 32 {
@@ -156,11 +156,12 @@ func writeLines(w io.Writer, n int, dash string) (total int64) {
 	return total
 }
 
-// heap is what the process's live and dead objects take, in bytes.
+// heap is what the process's live objects take, in bytes.
 func heap() uint64 {
 	var m runtime.MemStats
+	runtime.GC()
 	runtime.ReadMemStats(&m)
-	return m.HeapInuse
+	return m.HeapAlloc
 }
 
 var anonLine = regexp.MustCompile(`AnonPages: +(\d+) kB`)

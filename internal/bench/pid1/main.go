@@ -2,11 +2,16 @@
 // stands in for PID 1 where a bare boot is measured. With arguments "serial" and
 // two numbers it before that writes so many bytes to the second serial port, and
 // reads so many from it.
+//
+// Run with arguments "tcp", "out" or "in", and a number, it is a program in a
+// container that waits for one connection to port 5000 and writes so many bytes to it
+// or reads them from it.
 package main
 
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -14,6 +19,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "tcp" {
+		if err := tcp(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	_ = os.MkdirAll("/dev", 0o755)
 	_ = syscall.Mount("devtmpfs", "/dev", "devtmpfs", 0, "")
 	if f, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY|syscall.O_NOCTTY, 0); err == nil {
@@ -26,6 +38,36 @@ func main() {
 		_ = f.Close()
 	}
 	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func tcp(direction, size string) error {
+	n, err := strconv.Atoi(size)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", ":5000")
+	if err != nil {
+		return err
+	}
+	c, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 256<<10)
+	for n > 0 && err == nil {
+		p := b[:min(n, len(b))]
+		var did int
+		if direction == "out" {
+			did, err = c.Write(p)
+		} else {
+			did, err = c.Read(p)
+		}
+		n -= did
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // serial writes to the second serial port, then reads from it, then writes a byte.
