@@ -42,7 +42,7 @@ func (v *VM) attachMount(ctx context.Context, m Mount) error {
 	if err := m.check(); err != nil {
 		return fault.Of(vic.ErrInvalid, "mount: %v", err)
 	}
-	t, err := v.guest(ctx)
+	t, err := v.guest(ctx, v.dial)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (v *VM) attachMount(ctx context.Context, m Mount) error {
 	}
 	if t == nil {
 		// It was off, and somebody may have started it.
-		if t, err = v.guest(ctx); t == nil && err == nil {
+		if t, err = v.guest(ctx, v.dial); t == nil && err == nil {
 			return nil
 		}
 		if t != nil {
@@ -84,7 +84,7 @@ func (v *VM) attachMount(ctx context.Context, m Mount) error {
 	if !changed {
 		return err
 	}
-	if e := v.detachMount(dctx, m.Target); e != nil {
+	if e := v.detachMount(dctx, m.Target, v.dialNow); e != nil {
 		return fmt.Errorf("%w (and it is mounted at the container's next start, because it could not be detached: %w)", err, e)
 	}
 	return err
@@ -102,10 +102,12 @@ func (v *VM) attachMount(ctx context.Context, m Mount) error {
 // container without the mount that has it again from its next start on; DetachMount
 // again completes it.
 func (v *VM) DetachMount(ctx context.Context, target string) error {
-	return fault.Wrap("detach mount of container", v.Ref(), v.detachMount(ctx, target))
+	return fault.Wrap("detach mount of container", v.Ref(), v.detachMount(ctx, target, v.dial))
 }
 
-func (v *VM) detachMount(ctx context.Context, target string) error {
+type dialer func(context.Context, Info) (*tether.Client, error)
+
+func (v *VM) detachMount(ctx context.Context, target string, dial dialer) error {
 	st, err := v.hardware(ctx)
 	if err != nil {
 		return err
@@ -115,7 +117,7 @@ func (v *VM) detachMount(ctx context.Context, target string) error {
 		return fault.Of(vic.ErrNotFound, "nothing of its configuration is mounted at %.200q", target)
 	}
 	mount := st.config.Mounts[i]
-	t, err := v.guest(ctx)
+	t, err := v.guest(ctx, dial)
 	if err != nil {
 		return err
 	}
@@ -193,7 +195,7 @@ func (v *VM) GrowFilesystem(ctx context.Context, disk string) (s tether.VolumeSi
 
 // guest dials the guest of a container that is on; nil is one that is off. A
 // suspended one is vic.ErrState.
-func (v *VM) guest(ctx context.Context) (*tether.Client, error) {
+func (v *VM) guest(ctx context.Context, dial dialer) (*tether.Client, error) {
 	info, err := v.Inspect(ctx)
 	switch {
 	case err != nil:
@@ -203,7 +205,7 @@ func (v *VM) guest(ctx context.Context) (*tether.Client, error) {
 	case !info.On():
 		return nil, nil
 	}
-	return v.dial(ctx, info)
+	return dial(ctx, info)
 }
 
 func errSuspended() error {

@@ -5,18 +5,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/testlab"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
+	"github.com/vicsdk/vic-go/vic/volumestore"
 )
 
 // inside runs a shell script in a running container.
@@ -181,6 +188,72 @@ head -n $n /data/log | awk '$1 != NR {print "line", NR, "is", $0; exit}'`).want(
 		free("fresh")
 	})
 
+	t.Run("of a server", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "there"), []byte("from the server\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		port := listenNFS(t, dir).Addr().(*net.TCPAddr).Port
+		server := func(port int) *tether.NFS {
+			return &tether.NFS{Server: nfsHost, Path: "/", Version: "3", Port: port, MountPort: port}
+		}
+		if err := a.AttachMount(ctx, containervm.Mount{Target: "/nfs", NFS: server(port)}); err != nil {
+			t.Fatal(err)
+		}
+		inside(t, a, "cat /nfs/there; echo x > /nfs/made").want(t, "a server's directory", "from the server\n")
+		if err := a.DetachMount(ctx, "/nfs"); err != nil {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "made")); err != nil || string(b) != "x\n" {
+			t.Errorf("on the server: %q, %v", b, err)
+		}
+		if err := a.AttachMount(ctx, containervm.Mount{Target: "/nfs", NFS: server(1)}); err == nil || !strings.Contains(err.Error(), nfsHost) {
+			t.Errorf("where no server is: %v", err)
+		}
+		if r := inside(t, a, "grep nfs /proc/mounts"); r.out != "" {
+			t.Errorf("mounted: %s", r.out)
+		}
+		if got := targets(t, a); got != "/data" {
+			t.Errorf("mounts %q", got)
+		}
+	})
+
+	t.Run("cut off", func(t *testing.T) {
+		// From the task on nothing reaches the guest any more.
+		cfg, err := e.Lab.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dial := cfg.DialGuest
+		cfg.DialGuest = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			return cutConn{c, func() bool { return strings.Contains(targets(t, a), "/sbin") }}, err
+		}
+		c, err := vic.Connect(ctx, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close(context.WithoutCancel(ctx))
+		cut := e.Open(t, c, nil)
+		same, _, err := cut.Find(ctx, "writer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh := engine.VolumeMount{Volume: "fresh", Target: "/sbin"}
+		if err := cut.AttachVolume(ctx, same, fresh); err == nil || !strings.Contains(err.Error(), "next start") {
+			t.Errorf("cut off: %v", err)
+		}
+		inside(t, a, "readlink /sbin/init").want(t, "what a controller leaves that is killed", "/bin/busybox\n")
+		if err := e.Engine.AttachVolume(ctx, a, fresh); err != nil {
+			t.Fatal(err)
+		}
+		inside(t, a, "cat /sbin/file").want(t, "the same again", "kept\n")
+		if err := e.Engine.DetachVolume(ctx, a, "/sbin"); err != nil {
+			t.Error(err)
+		}
+		free("fresh")
+	})
+
 	// One that was never started gets the image's content, as at creation.
 	b := mk("reader", "sleep 1000")
 	if err := e.Engine.AttachVolume(ctx, b, engine.VolumeMount{Volume: "other", Target: "/sbin"}); err != nil {
@@ -249,10 +322,150 @@ func suspend(t *testing.T, e *testlab.Env, vm *containervm.VM) {
 	t.Helper()
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.Ref().ID}
 	task, err := object.NewVirtualMachine(e.Client.Vim(), ref).Suspend(t.Context())
-	if err == nil {
-		err = task.Wait(t.Context())
+	ended(t, task, err)
+}
+
+// cutConn is a connection that breaks once something is so.
+type cutConn struct {
+	net.Conn
+	cut func() bool
+}
+
+func (c cutConn) Write(p []byte) (int, error) {
+	if c.cut() {
+		_ = c.Close()
 	}
+	return c.Conn.Write(p)
+}
+
+// TestMountsWithoutGuests changes mounts of containers that are off, all at once,
+// and what no guest answers for.
+func TestMountsWithoutGuests(t *testing.T) {
+	e := testlab.Start(t, testlab.Options{NoBoot: true})
+	ctx := t.Context()
+	s := engine.RunSpec{Image: e.Busybox(t), Detach: true}
+	s.Container.Name, s.Container.Args = "c", []string{"true"}
+	vm, err := e.Engine.Create(ctx, s)
 	if err != nil {
 		t.Fatal(err)
 	}
+	attach := func(n int) error {
+		return e.Engine.AttachVolume(ctx, vm, engine.VolumeMount{Volume: fmt.Sprint("v", n), Target: fmt.Sprint("/v/", n), Options: map[string]string{"size": "128m"}})
+	}
+	var wg sync.WaitGroup
+	for n := range 6 {
+		wg.Go(func() {
+			// Others are faster, for longer than one is tried again.
+			err := attach(n)
+			for errors.Is(err, vic.ErrConflict) {
+				err = attach(n)
+			}
+			if err != nil {
+				t.Errorf("attach %d: %v", n, err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := strings.Fields(targets(t, vm)); len(got) != 6 {
+		t.Errorf("mounts %v", got)
+	}
+	if err := e.Engine.AttachVolume(ctx, vm, engine.VolumeMount{Volume: "v3", Target: "/again"}); err != nil {
+		t.Errorf("one disk at two targets: %v", err)
+	}
+	wantErr(t, "another at a target", e.Engine.AttachVolume(ctx, vm, engine.VolumeMount{Volume: "v3", Target: "/v/4"}), vic.ErrConflict, "/v/4")
+	wantErr(t, "an invalid target", e.Engine.AttachVolume(ctx, vm, engine.VolumeMount{Target: "/proc", Options: map[string]string{"size": "128m"}}), vic.ErrInvalid, "kernel's")
+	wantErr(t, "two kinds", vm.AttachMount(ctx, containervm.Mount{Target: "/x", NFS: &tether.NFS{}, Tmpfs: &tether.Tmpfs{}}), vic.ErrInvalid, "one of")
+	for _, target := range []string{"/v/3", "/v/4/"} {
+		if err := e.Engine.DetachVolume(ctx, vm, target); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := e.Engine.Volumes().Delete(ctx, "v3"); !errors.Is(err, vic.ErrInUse) {
+		t.Errorf("a volume that is mounted at another target still: %v", err)
+	}
+	if err := e.Engine.Volumes().Delete(ctx, "v4"); err != nil {
+		t.Error(err)
+	}
+	if all, err := e.Engine.Volumes().List(ctx, &volumestore.ListOptions{Anonymous: true}); err != nil || len(all) > 0 {
+		t.Errorf("anonymous volumes: %v, %v", all, err)
+	}
+
+	// On, and no guest answers: nothing is changed.
+	if err := vm.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before := targets(t, vm)
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if err := vm.AttachMount(short, containervm.Mount{Target: "/t", Tmpfs: &tether.Tmpfs{}}); err == nil {
+		t.Error("attached without a guest")
+	}
+	short, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if err := vm.DetachMount(short, "/again"); err == nil {
+		t.Error("detached without a guest")
+	}
+	if after := targets(t, vm); after != before {
+		t.Errorf("mounts %q, before %q", after, before)
+	}
+
+	// A VM that is nobody's container.
+	v, err := e.Engine.Volumes().Create(ctx, volumestore.Spec{Name: "foreign", Bytes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign(t, e, "stranger", v.Disk().Path)
+	wantErr(t, "growth under a stranger", second(e.Engine.GrowVolume(ctx, "foreign", 1<<30)), vic.ErrInUse, "stranger")
+	// The disk grows under a guest that cannot be asked, and the record tells so.
+	short, cancel = context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := e.Engine.GrowVolume(short, "v3", 256<<20); err == nil || !strings.Contains(err.Error(), "filesystem grows when") {
+		t.Errorf("growth without a guest: %v", err)
+	}
+	if v, err := e.Engine.Volumes().Open(ctx, "v3"); err != nil || v.Disk().Bytes != 256<<20 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if err := vm.Kill(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := e.Engine.GrowVolume(ctx, "v3", 384<<20); err != nil || v.Disk().Bytes != 384<<20 {
+		t.Errorf("of a container that is off: %+v, %v", v, err)
+	}
+}
+
+// foreign powers on a VM that is not ours and has a disk.
+func foreign(t *testing.T, e *testlab.Env, name, disk string) {
+	t.Helper()
+	ctx := t.Context()
+	f := find.NewFinder(e.Client.Vim())
+	dc, err := f.DefaultDatacenter(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folders, err := dc.Folders(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := f.SetDatacenter(dc).ResourcePool(ctx, "/dc1/host/cluster1/Resources")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := object.VirtualDeviceList{vsphere.SCSIController(-100), vsphere.ExistingDisk(-101, -100, 0, disk)}
+	devices, err := list.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := folders.VmFolder.CreateVM(ctx, types.VirtualMachineConfigSpec{
+		Name: name, NumCPUs: 1, MemoryMB: 64, GuestId: "otherLinux64Guest", DeviceChange: devices,
+		Files: &types.VirtualMachineFileInfo{VmPathName: "[datastore1]"},
+	}, pool, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := task.WaitForResult(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err = object.NewVirtualMachine(e.Client.Vim(), info.Result.(types.ManagedObjectReference)).PowerOn(ctx)
+	ended(t, task, err)
 }
