@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,9 @@ type machine struct {
 	volumes   volumes
 	server    *tether.Server
 	world     *world
+
+	mounting sync.Mutex     // held while a container's world is made, and while its mounts change
+	mounts   []tether.Mount // of the configuration, and as they were changed since
 
 	told chan struct{} // asks for the status to be published
 
@@ -120,6 +124,7 @@ func (m *machine) adopt(c *tether.Config) {
 	m.marks.Lock()
 	defer m.marks.Unlock()
 	m.config, m.container = c, tether.NewContainer(*c, hex.EncodeToString(boot[:]))
+	m.mounts = slices.Clone(c.Mounts)
 	for _, s := range m.early {
 		m.container.Mark(s.Name, s.At)
 	}
@@ -279,7 +284,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
-		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Mounter: m, Files: m.world, Changed: m.publish,
 	})
 }
 

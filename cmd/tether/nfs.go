@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -25,27 +26,39 @@ const (
 )
 
 // mountNFS mounts the directories of NFS servers, and tells where, by target.
-// resolv is the text of a resolv.conf.
+// The caller holds machine.mounting. resolv is the text of a resolv.conf.
 func (v *volumes) mountNFS(ctx context.Context, mounts []tether.Mount, resolv string) (map[string]string, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for i, m := range mounts {
-		if m.Volume == nil || m.Volume.NFS == nil || v.nfs[m.Target] != "" {
+	for _, m := range mounts {
+		if m.Volume == nil || m.Volume.NFS == nil || v.servers()[m.Target] != "" {
 			continue
 		}
-		dir := filepath.Join(volumeMount, "nfs"+strconv.Itoa(i))
+		v.made++
+		dir := filepath.Join(volumeMount, "nfs"+strconv.Itoa(v.made))
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 		if err := mountNFS(ctx, m.Volume.NFS, dir, resolv); err != nil {
 			return nil, fmt.Errorf("mount %s: NFS server %s: %s: %w", m.Target, m.Volume.NFS.Server, m.Volume.NFS.Path, err)
 		}
+		v.mu.Lock()
+		ended := v.ended
 		if v.nfs == nil {
 			v.nfs = map[string]string{}
 		}
 		v.nfs[m.Target] = dir
+		v.mu.Unlock()
+		if ended {
+			return nil, tether.ErrNotRunning
+		}
 	}
-	return v.nfs, nil
+	return v.servers(), nil
+}
+
+// servers are where NFS servers are mounted, by target.
+func (v *volumes) servers() map[string]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return maps.Clone(v.nfs)
 }
 
 func mountNFS(ctx context.Context, n *tether.NFS, dir, resolv string) error {

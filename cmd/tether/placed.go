@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/vic/tether"
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +20,7 @@ type placed struct {
 	tree    int      // what to mount, not attached anywhere; -1 for a tmpfs
 	content int      // the whole volume, for filling it; -1 where that is not done
 	state   *os.Root // the tether's directory beside that
+	id      uint64   // the kernel's number of the mount, once it is placed
 }
 
 // openMounts opens what a container's mounts are to show, parents first. It runs
@@ -63,7 +63,7 @@ func closeMounts(all []*placed) {
 func (p *placed) open(v *tether.Volume, nfs map[string]string, first bool) error {
 	base := nfs[p.Target]
 	if v.NFS == nil {
-		base = filepath.Join(volumeDir(v.Unit), ext4.RootDir)
+		base = contentDir(v.Unit)
 	}
 	var err error
 	if p.tree, err = cloneTree(base, v.Subpath); err != nil {
@@ -144,12 +144,19 @@ func (p *placed) fill(first bool) (err error) {
 	return fill(fillingAt, p.state, p.Target, first && !v.NoCopy && v.Subpath == "")
 }
 
-func (p *placed) place() error {
+func (p *placed) place() (err error) {
 	if err := os.MkdirAll(p.Target, 0o755); err != nil {
 		return err
 	}
 	if p.Tmpfs != nil {
-		return tmpfsMount(p.Mount).do()
+		if err := tmpfsMount(p.Mount).do(); err != nil {
+			return err
+		}
+		p.id, err = mountID(unix.AT_FDCWD, p.Target)
+		return err
+	}
+	if p.id, err = mountID(p.tree, ""); err != nil {
+		return err
 	}
 	return unix.MoveMount(p.tree, "", unix.AT_FDCWD, p.Target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 }

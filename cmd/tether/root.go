@@ -26,11 +26,13 @@ type namespace struct {
 	settings tether.Settings
 	launcher *os.File // sets limits; nil where there are none to set
 	with     surroundings
+	placed   map[string]uint64 // the kernel's numbers of the configuration's mounts, by target
 }
 
 // surroundings are what a container finds beside its root.
 type surroundings struct {
 	config *tether.Config
+	mounts []tether.Mount
 	nfs    map[string]string // where volumes of NFS servers are mounted, by target
 	first  bool              // nothing of the container has run yet
 }
@@ -119,7 +121,7 @@ func (n *namespace) build(dir string) error {
 			_ = unix.Close(t.fd)
 		}
 	}()
-	mounts, err := openMounts(n.with.config.Mounts, n.with.nfs)
+	mounts, err := openMounts(n.with.mounts, n.with.nfs)
 	if err != nil {
 		return err
 	}
@@ -159,6 +161,10 @@ func (n *namespace) build(dir string) error {
 	}
 	if err := placeMounts(mounts, n.with.first); err != nil {
 		return err
+	}
+	n.placed = map[string]uint64{}
+	for _, p := range mounts {
+		n.placed[p.Target] = p.id
 	}
 	for _, t := range trees {
 		if err := t.attach(); err != nil {

@@ -41,6 +41,8 @@ func (r *runner) Start(n int) (tether.RunningMain, error) {
 			return nil, err
 		}
 	}
+	r.m.mounting.Lock()
+	defer r.m.mounting.Unlock()
 	ns, err := r.m.newNamespace(r.etc)
 	if err != nil {
 		return nil, err

@@ -24,18 +24,30 @@ import (
 // by unit.
 const volumeMount = "/volumes"
 
-// mountedMark is the file of the container's disk that says that its volumes
-// were mounted once: an empty volume is filled in a container's first start only.
+// mountedMark is the file of the container's disk that says that it was started
+// once: an empty volume is filled in a container's first start only.
 const mountedMark = diskMount + "/state/mounted"
 
 // volumes are the disks of volumes that are mounted.
 type volumes struct {
 	mu    sync.Mutex
-	units []int
+	disks map[int]string    // their devices, by unit
 	nfs   map[string]string // where NFS servers are mounted, by target
+	made  int               // directories for those
+	ended bool              // nothing is mounted any more
+}
+
+func (v *volumes) note(unit int, dev string) {
+	if v.disks == nil {
+		v.disks = map[int]string{}
+	}
+	v.disks[unit] = dev
 }
 
 func volumeDir(unit int) string { return filepath.Join(volumeMount, strconv.Itoa(unit)) }
+
+// contentDir is what a container sees of a volume.
+func contentDir(unit int) string { return filepath.Join(volumeDir(unit), ext4.RootDir) }
 
 // mount mounts the disks of a container's volumes, several at once.
 func (v *volumes) mount(ctx context.Context, u *uevents, mounts []tether.Mount) error {
@@ -49,14 +61,14 @@ func (v *volumes) mount(ctx context.Context, u *uevents, mounts []tether.Mount) 
 	var errs []error
 	for unit, name := range names {
 		wg.Go(func() {
-			err := mountVolume(ctx, u, unit)
+			dev, err := mountVolume(ctx, u, unit)
 			v.mu.Lock()
 			defer v.mu.Unlock()
 			if err != nil {
 				errs = append(errs, fmt.Errorf("volume %.80q: %w", name, err))
 				return
 			}
-			v.units = append(v.units, unit)
+			v.note(unit, dev)
 		})
 	}
 	wg.Wait()
@@ -67,8 +79,9 @@ func (v *volumes) mount(ctx context.Context, u *uevents, mounts []tether.Mount) 
 func (v *volumes) unmount() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.ended = true
 	errs := syncNFS(v.nfs)
-	for _, unit := range v.units {
+	for unit := range v.disks {
 		if err := unix.Mount("", volumeDir(unit), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("volume at unit %d: make read-only: %w", unit, err))
 		}
@@ -77,33 +90,47 @@ func (v *volumes) unmount() error {
 }
 
 // mountVolume mounts a disk, after its filesystem was made where it has none, and
-// lets that have the whole disk where it has grown.
-func mountVolume(ctx context.Context, u *uevents, unit int) error {
-	dev, err := findDisk(ctx, u, unit)
-	if err != nil {
-		return err
+// lets that have the whole disk where it has grown. It tells the disk's device as
+// soon as that is there, also where it fails.
+func mountVolume(ctx context.Context, u *uevents, unit int) (dev string, err error) {
+	if dev, err = findDisk(ctx, u, unit); err != nil {
+		return "", err
 	}
-	size, fsBlocks, err := prepareVolume(dev)
+	size, blocks, err := prepareVolume(dev)
 	if err != nil {
-		return fmt.Errorf("%s: %w", dev, err)
+		return dev, fmt.Errorf("%s: %w", dev, err)
 	}
 	dir := volumeDir(unit)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return dev, err
 	}
 	if err := unix.Mount(dev, dir, "ext4", unix.MS_NOATIME, ""); err != nil {
-		return fmt.Errorf("mount %s as ext4: %w", dev, err)
+		return dev, fmt.Errorf("mount %s as ext4: %w", dev, err)
 	}
-	if want := uint64(size) / ext4.BlockSize; want >= fsBlocks+ext4.GroupBlocks {
-		if err := resizeFS(dir, want/ext4.GroupBlocks*ext4.GroupBlocks); err != nil {
-			return fmt.Errorf("grow its filesystem: %w", err)
-		}
+	if _, err := growFS(dir, size, blocks); err != nil {
+		return dev, err
 	}
-	st, err := os.Lstat(filepath.Join(dir, ext4.RootDir))
+	st, err := os.Lstat(contentDir(unit))
 	if err != nil || !st.IsDir() {
-		return fmt.Errorf("%s holds no directory /%s: it is no volume of ours", dev, ext4.RootDir)
+		return dev, fmt.Errorf("%s holds no directory /%s: it is no volume of ours", dev, ext4.RootDir)
 	}
-	return nil
+	return dev, nil
+}
+
+const blockSize = ext4.BlockSize
+
+// growFS lets the filesystem mounted at dir, of a number of blocks, have the whole of
+// its disk, but for less than a group of blocks. It returns how many it has then.
+func growFS(dir string, size int64, blocks uint64) (uint64, error) {
+	want := uint64(size) / ext4.BlockSize
+	if want < blocks+ext4.GroupBlocks {
+		return blocks, nil
+	}
+	want = want / ext4.GroupBlocks * ext4.GroupBlocks
+	if err := resizeFS(dir, want); err != nil {
+		return blocks, fmt.Errorf("grow its filesystem: %w", err)
+	}
+	return want, nil
 }
 
 // resizeFS grows a mounted ext4 to a number of blocks (EXT4_IOC_RESIZE_FS,
@@ -137,12 +164,8 @@ func prepareVolume(dev string) (size int64, blocks uint64, err error) {
 	if size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return 0, 0, err
 	}
-	sb := make([]byte, 1024)
-	if _, err := f.ReadAt(sb, 1024); err != nil {
-		return size, 0, err
-	}
-	if binary.LittleEndian.Uint16(sb[0x38:]) == 0xef53 {
-		return size, uint64(binary.LittleEndian.Uint32(sb[4:])) | uint64(binary.LittleEndian.Uint32(sb[0x150:]))<<32, nil
+	if blocks, err = fsBlocks(f); !errors.Is(err, errNoExt4) {
+		return size, blocks, err
 	}
 	// What filesystems, partition tables and volume managers begin with lies in
 	// here.
@@ -155,6 +178,21 @@ func prepareVolume(dev string) (size int64, blocks uint64, err error) {
 	}
 	blocks, err = makeFS(f, size)
 	return size, blocks, err
+}
+
+var errNoExt4 = errors.New("it holds no ext4 filesystem")
+
+// fsBlocks reads how many blocks a disk's filesystem has (Linux,
+// Documentation/filesystems/ext4/super.rst).
+func fsBlocks(f io.ReaderAt) (uint64, error) {
+	sb := make([]byte, 1024)
+	if _, err := f.ReadAt(sb, 1024); err != nil {
+		return 0, err
+	}
+	if binary.LittleEndian.Uint16(sb[0x38:]) != 0xef53 {
+		return 0, errNoExt4
+	}
+	return uint64(binary.LittleEndian.Uint32(sb[4:])) | uint64(binary.LittleEndian.Uint32(sb[0x150:]))<<32, nil
 }
 
 // A disk is written to, and keeps what was when Sync returns.
@@ -199,21 +237,18 @@ func makeFS(f disk, size int64) (blocks uint64, err error) {
 	return uint64(bytes) / ext4.BlockSize, f.Sync()
 }
 
-// newNamespace makes the container's world with its mounts.
+// newNamespace makes the container's world with its mounts. mounting is held.
 func (m *machine) newNamespace(etc etcFiles) (*namespace, error) {
-	w := surroundings{config: m.config}
-	if len(m.config.Mounts) == 0 {
-		return newNamespace(diskMount+"/rootfs", etc, w)
+	_, err := os.Lstat(mountedMark)
+	w := surroundings{config: m.config, mounts: m.mounts, first: err != nil}
+	if len(m.mounts) > 0 {
+		if w.nfs, err = m.volumes.mountNFS(context.Background(), m.mounts, m.net.resolv()); err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	if w.nfs, err = m.volumes.mountNFS(context.Background(), m.config.Mounts, m.net.resolv()); err != nil {
-		return nil, err
-	}
-	_, err = os.Lstat(mountedMark)
-	w.first = err != nil
 	ns, err := newNamespace(diskMount+"/rootfs", etc, w)
-	if err != nil {
-		return nil, err
+	if err != nil || !w.first {
+		return ns, err
 	}
 	return ns, os.WriteFile(mountedMark, nil, 0o600)
 }

@@ -16,8 +16,11 @@ import (
 
 func volumeCommand() *cli.Command {
 	return &cli.Command{
-		Name: "volume", Usage: "make, list and delete volumes",
-		Subcommands: []*cli.Command{volumeCreateCommand(), volumeLsCommand(), volumeInspectCommand(), volumeGrowCommand(), volumeRmCommand(), volumePruneCommand()},
+		Name: "volume", Usage: "make, list, attach, grow and delete volumes",
+		Subcommands: []*cli.Command{
+			volumeCreateCommand(), volumeLsCommand(), volumeInspectCommand(), volumeAttachCommand(), volumeDetachCommand(),
+			volumeGrowCommand(), volumeRmCommand(), volumePruneCommand(),
+		},
 	}
 }
 
@@ -132,9 +135,49 @@ func volumeInspectCommand() *cli.Command {
 	}
 }
 
+func volumeAttachCommand() *cli.Command {
+	return &cli.Command{
+		Name: "attach", Usage: "give a container a volume, also while it runs", ArgsUsage: "CONTAINER [NAME:]TARGET[:ro]",
+		Action: func(c *cli.Context) error {
+			if err := args(c, 2, 2); err != nil {
+				return err
+			}
+			m, err := engine.ParseVolume(c.Args().Get(1))
+			if err != nil {
+				return usageError("attach: %v", err)
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				vm, _, err := e.Find(ctx, c.Args().First())
+				if err != nil {
+					return err
+				}
+				return e.AttachVolume(ctx, vm, m)
+			})
+		},
+	}
+}
+
+func volumeDetachCommand() *cli.Command {
+	return &cli.Command{
+		Name: "detach", Usage: "take a mount away from a container, also while it runs", ArgsUsage: "CONTAINER TARGET",
+		Action: func(c *cli.Context) error {
+			if err := args(c, 2, 2); err != nil {
+				return err
+			}
+			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+				vm, _, err := e.Find(ctx, c.Args().First())
+				if err != nil {
+					return err
+				}
+				return e.DetachVolume(ctx, vm, c.Args().Get(1))
+			})
+		},
+	}
+}
+
 func volumeGrowCommand() *cli.Command {
 	return &cli.Command{
-		Name: "grow", Usage: "make a volume larger, which no running container has", ArgsUsage: "NAME SIZE",
+		Name: "grow", Usage: "make a volume larger, also while a container uses it", ArgsUsage: "NAME SIZE",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 2, 2); err != nil {
 				return err
@@ -144,7 +187,7 @@ func volumeGrowCommand() *cli.Command {
 				return usageError("SIZE: %v", err)
 			}
 			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				_, err := e.Volumes().Grow(ctx, c.Args().First(), n)
+				_, err := e.GrowVolume(ctx, c.Args().First(), n)
 				return err
 			})
 		},

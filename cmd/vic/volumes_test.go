@@ -26,6 +26,17 @@ func testVolumes(t *testing.T, c *cli) {
 	c.want(t, 0, "", "run", "-d", "--name", "holder", "-v", "data:/data:ro", "-v", "/scratch", c.image, "sleep", "1000")
 	c.want(t, 0, `"name": "holder"`, "volume", "inspect", "data")
 	c.want(t, 4, "holder", "volume", "rm", "data")
+	c.want(t, 0, "", "volume", "grow", "data", "640m")
+	c.want(t, 0, "", "volume", "attach", "holder", "later:/later")
+	c.want(t, 4, "/data", "volume", "attach", "holder", "later:/data")
+	c.want(t, 2, "no host", "volume", "attach", "holder", "/etc:/x")
+	out = c.want(t, 0, "", "exec", "holder", "sh", "-c", "echo x > /later/f; cat /data/f; df -k /data | awk 'NR==2{print int($2/1024)}'")
+	if out != "kept\n613\n" {
+		t.Errorf("after growing and attaching: %q", out)
+	}
+	c.want(t, 0, "", "volume", "detach", "holder", "/later")
+	c.want(t, 3, "/later", "volume", "detach", "holder", "/later")
+	c.want(t, 0, "later", "volume", "rm", "later")
 	c.want(t, 125, "holder", "run", "--rm", "-v", "data:/data", c.image, "true")
 	c.want(t, 0, "", "rm", "-f", "holder")
 	out = c.want(t, 0, "", "volume", "ls", "-q", "--filter", "dangling=true")

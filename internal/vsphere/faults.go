@@ -127,7 +127,7 @@ func kindOf(f any) error {
 		return fault.ErrDenied
 	case types.NoDiskSpace:
 		return fault.ErrNoSpace
-	case types.InvalidArgument, types.InvalidName, types.InvalidDatastorePath, types.InvalidDeviceSpec:
+	case types.InvalidArgument, types.InvalidName, types.InvalidDatastorePath, types.InvalidDeviceSpec, types.InvalidDeviceOperation:
 		return fault.ErrInvalid
 	case types.HostNotConnected, types.HostCommunication, types.HostNotReachable:
 		return fault.ErrUnavailable

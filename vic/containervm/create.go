@@ -88,8 +88,8 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(doc) > 60<<10 {
-		return nil, fault.Of(vic.ErrInvalid, "arguments and environment take %d bytes; a guest takes at most 60 KiB by guestinfo", len(doc))
+	if err := checkSize(doc); err != nil {
+		return nil, err
 	}
 	created := time.Now().UTC().Format(time.RFC3339Nano)
 	extra := []types.BaseOptionValue{
@@ -119,6 +119,14 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		ExtraConfig:  extra,
 		DeviceChange: devices,
 	}, nil
+}
+
+// checkSize bounds the configuration's document.
+func checkSize(doc []byte) error {
+	if len(doc) > 60<<10 {
+		return fault.Of(vic.ErrInvalid, "arguments, environment and mounts take %d bytes; a guest takes at most 60 KiB by guestinfo", len(doc))
+	}
+	return nil
 }
 
 // annotation is what an administrator reads in the vSphere client.

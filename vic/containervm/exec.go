@@ -14,7 +14,7 @@ func guestError(err error) error {
 	for of, kind := range map[error]error{
 		tether.ErrNotRunning: vic.ErrState, tether.ErrPaused: vic.ErrState, tether.ErrInvalid: vic.ErrInvalid,
 		tether.ErrUnsupported: vic.ErrUnsupported, tether.ErrNotFound: vic.ErrNotFound, tether.ErrConflict: vic.ErrConflict,
-		tether.ErrNoSpace: vic.ErrNoSpace,
+		tether.ErrNoSpace: vic.ErrNoSpace, tether.ErrBusy: vic.ErrInUse,
 	} {
 		if errors.Is(err, of) {
 			return fault.As(kind, err)

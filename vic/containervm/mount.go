@@ -47,24 +47,33 @@ const maxDisks = 14
 // checkMounts checks what config and Validate of package tether do not.
 func (s *Spec) checkMounts() error {
 	for i, m := range s.Mounts {
-		kinds := 0
-		for _, is := range []bool{m.Disk.Path != "", m.NFS != nil, m.Tmpfs != nil} {
-			if is {
-				kinds++
-			}
-		}
-		if kinds != 1 {
-			return fault.Of(vic.ErrInvalid, "Mounts[%d]: want one of Disk, NFS and Tmpfs", i)
-		}
-		if m.Tmpfs != nil && (m.Subpath != "" || m.NoCopy || m.Volume != "") {
-			return fault.Of(vic.ErrInvalid, "Mounts[%d]: Volume, Subpath and NoCopy are for volumes, not for a tmpfs", i)
-		}
-		if _, _, err := vsphere.SplitPath(m.Disk.Path); m.Disk.Path != "" && err != nil {
-			return fault.As(vic.ErrInvalid, err)
+		if err := m.check(); err != nil {
+			return fault.Of(vic.ErrInvalid, "Mounts[%d]: %v", i, err)
 		}
 	}
 	if n := len(s.volumeUnits()); n > maxDisks {
 		return fault.Of(vic.ErrUnsupported, "Mounts: %d volumes: a VM of ours has one SCSI controller, with room for %d", n, maxDisks)
+	}
+	return nil
+}
+
+func (m *Mount) check() error {
+	kinds := 0
+	for _, is := range []bool{m.Disk.Path != "", m.NFS != nil, m.Tmpfs != nil} {
+		if is {
+			kinds++
+		}
+	}
+	if kinds != 1 {
+		return errors.New("want one of Disk, NFS and Tmpfs")
+	}
+	if m.Tmpfs != nil && (m.Subpath != "" || m.NoCopy || m.Volume != "") {
+		return errors.New("Volume, Subpath and NoCopy are for volumes, not for a tmpfs")
+	}
+	if m.Disk.Path != "" {
+		if _, _, err := vsphere.SplitPath(m.Disk.Path); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -119,23 +128,33 @@ func (v *VM) explainLock(ctx context.Context, cause error) error {
 	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, []string{"config.hardware.device"}, &m); err != nil || m.Config == nil {
 		return cause
 	}
+	var disks []string
+	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
+		if chain := vsphere.BackingChain(d.GetVirtualDevice().Backing); len(chain) > 0 {
+			disks = append(disks, chain[0])
+		}
+	}
+	return v.explainUse(ctx, cause, disks...)
+}
+
+// explainUse says who has one of some disks, where that is why they cannot be had.
+func (v *VM) explainUse(ctx context.Context, cause error, disks ...string) error {
+	if !errors.Is(cause, vic.ErrInUse) {
+		return cause
+	}
 	users, err := vsphere.DiskUsers(ctx, v.c.Session())
 	if err != nil {
 		return cause
 	}
-	for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
-		chain := vsphere.BackingChain(d.GetVirtualDevice().Backing)
-		if len(chain) == 0 {
-			continue
-		}
+	for _, disk := range disks {
 		var on []string
-		for _, u := range users[chain[0]] {
+		for _, u := range users[disk] {
 			if u.On && u.Ref != v.ref {
 				on = append(on, u.Name)
 			}
 		}
 		if len(on) > 0 {
-			return fault.Of(vic.ErrInUse, "its disk %s is in use by %s, which is not off: a volume is for one running container at a time (%w)", chain[0], strings.Join(on, ", "), cause)
+			return fault.Of(vic.ErrInUse, "its disk %s is in use by %s, which is not off: a volume is for one running container at a time (%w)", disk, strings.Join(on, ", "), cause)
 		}
 	}
 	return cause

@@ -19,6 +19,20 @@ import (
 // nfsHost is where guests of the lab find this machine's loopback.
 const nfsHost = "192.168.127.254"
 
+// listenNFS serves a directory by version 3 until the listener is closed.
+func listenNFS(t *testing.T, dir string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		_ = nfs.Serve(l, nfshelper.NewCachingHandler(nfshelper.NewNullAuthHandler(osfs.New(dir)), 1024))
+	}()
+	return l
+}
+
 // A container mounts a directory of an NFS server of version 3, which a program
 // other than ours serves on this machine's loopback, and its kernel is the client.
 func TestNFS(t *testing.T) {
@@ -29,14 +43,7 @@ func TestNFS(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		_ = nfs.Serve(l, nfshelper.NewCachingHandler(nfshelper.NewNullAuthHandler(osfs.New(dir)), 1024))
-	}()
+	l := listenNFS(t, dir)
 	port := l.Addr().(*net.TCPAddr).Port
 
 	e := testlab.Start(t, testlab.Options{})

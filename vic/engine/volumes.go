@@ -54,22 +54,31 @@ func (e *Engine) mounts(ctx context.Context, s RunSpec, img *imagestore.Image) (
 	}
 	out = slices.Clone(s.Container.Mounts)
 	for _, m := range want {
-		v, err := e.volumes.Create(ctx, volumestore.Spec{Name: m.Volume, Labels: m.Labels, Options: m.Options})
-		if errors.Is(err, vic.ErrConflict) && m.Volume != "" && len(m.Labels)+len(m.Options) == 0 {
-			v, err = e.volumes.Open(ctx, m.Volume) // made at this moment
-		}
+		mount, err := e.volumeMount(ctx, m)
 		if err != nil {
 			return nil, made, err
 		}
 		if m.Volume == "" {
-			made = append(made, v.Name())
+			made = append(made, mount.Volume)
 		}
-		out = append(out, containervm.Mount{
-			Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(),
-			Volume: v.Name(), Anonymous: v.Info().Anonymous, Subpath: m.Subpath, NoCopy: m.NoCopy,
-		})
+		out = append(out, mount)
 	}
 	return out, made, nil
+}
+
+// volumeMount opens or makes a volume.
+func (e *Engine) volumeMount(ctx context.Context, m VolumeMount) (containervm.Mount, error) {
+	v, err := e.volumes.Create(ctx, volumestore.Spec{Name: m.Volume, Labels: m.Labels, Options: m.Options})
+	if errors.Is(err, vic.ErrConflict) && m.Volume != "" && len(m.Labels)+len(m.Options) == 0 {
+		v, err = e.volumes.Open(ctx, m.Volume) // made at this moment
+	}
+	if err != nil {
+		return containervm.Mount{}, err
+	}
+	return containervm.Mount{
+		Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(),
+		Volume: v.Name(), Anonymous: v.Info().Anonymous, Subpath: m.Subpath, NoCopy: m.NoCopy,
+	}, nil
 }
 
 // dropVolumes deletes anonymous volumes. One that another container has stays, and

@@ -149,7 +149,8 @@ func (q *qemu) asExpected(ctx context.Context, hw *hardware) error {
 	stopped := st == "paused" || st == "postmigrate"
 	for _, u := range hw.disks {
 		d := have[u.key]
-		if d.file != u.at.file() && !(stopped && d.node == fmt.Sprintf("z%d", u.key)) {
+		flat, is := u.flat()
+		if d.file != u.at.file() && !(is && d.file == flat.file()) && !(stopped && d.node == fmt.Sprintf("z%d", u.key)) {
 			return fmt.Errorf("its disk %d is %q, not %s", u.key, d.file, u.at)
 		}
 	}
@@ -164,8 +165,9 @@ func (q *qemu) asExpected(ctx context.Context, hw *hardware) error {
 
 // A plugged is what a disk device has.
 type plugged struct {
-	node string // the top node's name
-	file string // that of the descriptor; "" of what is no file
+	node   string // the top node's name
+	driver string // of the top node
+	file   string // that of the descriptor, or of a flat disk's extent; "" of what is no file
 }
 
 // disks tells what QEMU's disk devices have, by the VM's keys.
@@ -178,6 +180,7 @@ func (q *qemu) disks(ctx context.Context) (map[int32]plugged, error) {
 		Qdev     string
 		Inserted *struct {
 			Node string `json:"node-name"`
+			Drv  string
 			File string
 		}
 	}
@@ -191,7 +194,7 @@ func (q *qemu) disks(ctx context.Context) (map[int32]plugged, error) {
 			continue
 		}
 		if _, err := fmt.Sscanf(filepath.Base(d.Qdev), "d%d", &key); err == nil {
-			out[key] = plugged{d.Inserted.Node, fileOf(d.Inserted.File)}
+			out[key] = plugged{d.Inserted.Node, d.Inserted.Drv, fileOf(d.Inserted.File)}
 		}
 	}
 	return out, nil

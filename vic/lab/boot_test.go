@@ -158,11 +158,15 @@ func TestBoot(t *testing.T) {
 	c.bootISO()
 	ok(t, c.createDisk("[datastore1] base.vmdk", 64<<10))
 	qemuIO(t, c.path("base.vmdk"), "write -P 0x41 0 3")
-	s := bootSpec("g", disk("", 0, "[datastore1] base.vmdk"), nic("VM Network"))
+	// What a lab leaves that is killed while it extends a disk: QEMU has it by its
+	// descriptor, as those of earlier labs have every disk.
+	ok(t, c.createDisk("[datastore1] half.vmdk", 32<<10))
+	ok(t, os.Truncate(c.path("half-flat.vmdk"), 40<<20))
+	s := bootSpec("g", disk("", 0, "[datastore1] base.vmdk"), disk("[datastore1] half.vmdk", -1, ""), nic("VM Network"))
 	s.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.kept", Value: "old"}}
 	g := c.boot(s)
 
-	g.want("sda=131072", "disks")
+	g.want("sda=131072 sdb=65536", "disks")
 	g.want("AAA", "read sda")
 	g.want("", "write sda hello")
 	g.want("old", "get guestinfo.kept")
@@ -198,13 +202,32 @@ func TestBoot(t *testing.T) {
 	hot := disk("[datastore1] hot.vmdk", 32<<20, "")
 	hot.ControllerKey = 1000
 	ok(t, g.vm.AddDevice(ctx, hot))
-	if a := g.do("disks"); a != "sda=131072 sdb=65536" {
+	const three = "sda=131072 sdb=65536 sdc=65536"
+	if a := g.do("disks"); a != three {
 		g.do("scan")
-		g.want("sda=131072 sdb=65536", "disks")
+		g.want(three, "disks")
 	}
-	g.want("", "write sdb hot")
+	g.want("", "write sdc hot")
+
+	// Disks grow in the running VM, but those with a parent.
+	ok(t, g.grow(2002, 64))
+	ok(t, g.grow(2001, 48))
+	ok(t, g.grow(2001, 56)) // QEMU has it by its extent now
+	wantFault(t, g.grow(2000, 128), &types.InvalidDeviceOperation{})
+	wantFault(t, g.grow(2002, 48), &types.InvalidDeviceSpec{})
+	wantFault(t, c.extend("[datastore1] hot.vmdk", 128<<10), &types.FileLocked{})
+	if d := object.VirtualDeviceList(c.props(g.vm).Config.Hardware.Device).FindByKey(2002).(*types.VirtualDisk); d.CapacityInBytes != 64<<20 {
+		t.Errorf("the grown disk is told to have %d bytes", d.CapacityInBytes)
+	}
+	g.want("", "rescan sdb")
+	g.want("", "rescan sdc")
+	g.want("sda=131072 sdb=114688 sdc=131072", "disks")
+	g.want("", "writelast sdb end")
+	g.want("", "writelast sdc end")
+	g.want("hot", "read sdc")
+
 	devs = object.VirtualDeviceList(c.props(g.vm).Config.Hardware.Device)
-	ok(t, g.vm.RemoveDevice(ctx, true, devs.FindByKey(2001)))
+	ok(t, g.vm.RemoveDevice(ctx, true, devs.FindByKey(2002)))
 	ok(t, g.vm.AddDevice(ctx, nic("second")))
 	devs = object.VirtualDeviceList(c.props(g.vm).Config.Hardware.Device)
 	n2 := devs.FindByKey(4001).(*types.VirtualVmxnet3)
@@ -253,12 +276,31 @@ func TestBoot(t *testing.T) {
 	if s := qemuIO(t, c.path("hot.vmdk"), "read -v 0 16"); !strings.Contains(s, "hot") {
 		t.Errorf("the guest's write is not on the hot disk:\n%s", s)
 	}
+	for file, size := range map[string]int64{"hot.vmdk": 64 << 20, "half.vmdk": 56 << 20} {
+		if s := qemuIO(t, c.path(file), fmt.Sprintf("read -v %d 512", size-512)); !strings.Contains(s, "end") {
+			t.Errorf("the end of %s:\n%s", file, s)
+		}
+		if s := qemuImg(t, "info", c.path(file)); !strings.Contains(s, fmt.Sprintf("(%d bytes)", size)) {
+			t.Errorf("%s", s)
+		}
+	}
 	if b, err := os.ReadFile(c.path("g/console.log")); err != nil || !bytes.Contains(b, []byte("guest: up")) {
 		t.Errorf("console.log: %v\n%s", err, b)
 	}
 	if n := qemus(l.Dir()); n != 0 {
 		t.Errorf("%d QEMUs left", n)
 	}
+}
+
+// grow makes a disk of the VM larger.
+func (g *guest) grow(key int32, mib int64) error {
+	g.t.Helper()
+	d := object.VirtualDeviceList(g.props(g.vm).Config.Hardware.Device).FindByKey(key).(*types.VirtualDisk)
+	d.CapacityInBytes, d.CapacityInKB = mib<<20, mib<<10
+	tk, err := g.vm.Reconfigure(g.t.Context(), types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{
+		&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationEdit, Device: d},
+	}})
+	return done(g.t, tk, err)
 }
 
 func (g *guest) awaitNIC(mac string) {

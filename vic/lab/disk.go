@@ -172,26 +172,20 @@ func (l *Lab) makeDisk(p location, parent string, bytes int64) types.BaseMethodF
 		return diskFault(p, err)
 	}
 	if p.native {
-		if err := keepParent(chain[0]); err != nil {
-			return diskFault(pp, err)
-		}
+		return keepParent(chain[0])
 	}
 	return nil
 }
 
 // keepParent marks a disk that has children, as ESXi does: VirtualDiskManager
 // does not delete it then, not even when they are gone.
-func keepParent(k link) error {
+func keepParent(k link) types.BaseMethodFault {
 	if !isDeletable(k.desc) {
 		return nil
 	}
 	d := *k.desc
 	d.DDB = append(slices.Clone(d.DDB), vmdk.Entry{Key: deletableKey, Value: "false"})
-	tmp := location{k.at.store, path.Join(hidden, "desc-"+randomText())}
-	if err := writeDescriptor(tmp, &d); err != nil {
-		return err
-	}
-	return tmp.root.Rename(tmp.rel, k.at.rel)
+	return replaceDescriptor(k.at, &d)
 }
 
 func diskFault(p location, err error) types.BaseMethodFault {

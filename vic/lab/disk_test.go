@@ -177,6 +177,12 @@ func TestDiskManager(t *testing.T) {
 	}
 }
 
+// extend makes a disk larger that no VM has.
+func (c *client) extend(file string, kib int64) error {
+	tk, err := object.NewVirtualDiskManager(c.Client.Client).ExtendVirtualDisk(c.t.Context(), file, c.dc, kib, nil)
+	return done(c.t, tk, err)
+}
+
 // TestLocks: the disks of a running VM cannot be used, changed or moved.
 func TestLocks(t *testing.T) {
 	l := start(t, lab.Options{NoQEMU: true})

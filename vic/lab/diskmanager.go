@@ -198,7 +198,7 @@ func (h *diskHandler) ExtendVirtualDiskTask(ctx *simulator.Context, req *types.E
 		}
 		h.lab.files.Lock()
 		defer h.lab.files.Unlock()
-		return nil, h.lab.extendDisk(p, req.NewCapacityKb*1024)
+		return nil, h.lab.extendDisk(p, req.NewCapacityKb*1024, "")
 	})
 	if fault != nil {
 		body.Fault_ = soapFault(fault)
@@ -208,24 +208,36 @@ func (h *diskHandler) ExtendVirtualDiskTask(ctx *simulator.Context, req *types.E
 	return body
 }
 
-// extendDisk makes a thin disk without parents larger. l.files is held.
-func (l *Lab) extendDisk(p location, bytes int64) types.BaseMethodFault {
+// extendable reads a disk that is to grow to a number of bytes, which only thin
+// disks without parents do.
+func (l *Lab) extendable(p location, bytes int64) (link, types.BaseMethodFault) {
 	chain, fault := l.openChain(p)
 	if fault != nil {
-		return fault
+		return link{}, fault
 	}
 	k := chain[0]
 	switch {
 	case len(chain) > 1 || len(k.desc.Extents) != 1:
-		return notSupported("extending %s: it is a child disk or has several extents", p)
+		return k, notSupported("extending %s: it is a child disk or has several extents", p)
 	case bytes < k.desc.Bytes():
-		return invalidArgument("newCapacityKb", "%d bytes are less than the disk's %d: disks do not shrink", bytes, k.desc.Bytes())
+		return k, invalidArgument("newCapacityKb", "%d bytes are less than the disk's %d: disks do not shrink", bytes, k.desc.Bytes())
 	}
 	if err := checkCapacity(bytes); err != nil {
-		return invalidArgument("newCapacityKb", "%v", err)
+		return k, invalidArgument("newCapacityKb", "%v", err)
+	}
+	return k, nil
+}
+
+// extendDisk makes a disk larger: its extent, and then the descriptor, so that a lab
+// that is killed between has a disk of the old size that can be extended again. Only
+// the VM of the reference may be using it. l.files is held.
+func (l *Lab) extendDisk(p location, bytes int64, vm string) types.BaseMethodFault {
+	k, fault := l.extendable(p, bytes)
+	if fault != nil {
+		return fault
 	}
 	flat := k.files()[1]
-	if by := l.locks.holder(flat); by != "" {
+	if by := l.locks.other(flat, vm); by != "" {
 		return fileLocked(p.String(), by)
 	}
 	f, err := flat.root.OpenFile(flat.rel, os.O_RDWR, 0)
@@ -241,15 +253,7 @@ func (l *Lab) extendDisk(p location, bytes int64) types.BaseMethodFault {
 	e := k.desc.Extents[0]
 	e.Sectors = uint64(bytes / vmdk.SectorSize)
 	d := withIdentity(k.desc, []vmdk.Extent{e}, k.desc.CID, uuidOf(k.desc))
-	tmp := location{p.store, path.Join(hidden, "desc-"+randomText())}
-	err = writeDescriptor(tmp, d)
-	if err == nil {
-		err = tmp.root.Rename(tmp.rel, p.rel)
-	}
-	if err != nil {
-		return fileFault(p.String(), err)
-	}
-	return nil
+	return replaceDescriptor(p, d)
 }
 
 func (h *diskHandler) QueryVirtualDiskUuid(_ *simulator.Context, req *types.QueryVirtualDiskUuid) soap.HasFault {

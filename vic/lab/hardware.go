@@ -32,6 +32,7 @@ type diskUnit struct {
 	key, bus, unit int32
 	at             location
 	chain          []link
+	raw            bool // the extent is the disk, byte by byte
 	serial         string
 }
 
@@ -128,6 +129,11 @@ func (u *diskUnit) open(l *Lab) (write, read []location, fault types.BaseMethodF
 	if u.chain, fault = l.openChain(u.at); fault != nil {
 		return nil, nil, fault
 	}
+	u.raw = false
+	if flat, ok := u.flat(); ok {
+		st, err := flat.stat()
+		u.raw = err == nil && st.Size() == u.chain[0].desc.Bytes()
+	}
 	for i, k := range u.chain {
 		if i == 0 {
 			write = k.files()
@@ -138,10 +144,38 @@ func (u *diskUnit) open(l *Lab) (write, read []location, fault types.BaseMethodF
 	return write, read, nil
 }
 
+// flat is the extent of a disk that has one, without a format, and no parent.
+func (u *diskUnit) flat() (location, bool) {
+	if len(u.chain) != 1 || len(u.chain[0].desc.Extents) != 1 || u.chain[0].desc.Extents[0].Type == vmfsSparse {
+		return location{}, false
+	}
+	return u.chain[0].files()[1], true
+}
+
+// written gives a flat disk that a QEMU is about to open a new content ID, as that
+// of a disk that is written to changes: QEMU sees to it with VMDKs only. l.files is
+// held.
+func (l *Lab) written(u *diskUnit) types.BaseMethodFault {
+	if !u.raw || l.opts.NoQEMU {
+		return nil
+	}
+	d := *u.chain[0].desc
+	d.CID, _ = newDiskID()
+	u.chain[0].desc = &d
+	return replaceDescriptor(u.at, &d)
+}
+
 // node is the disk's block graph. The chain that was checked is spelled out, so
-// that QEMU follows no hint of its own; parents are opened for reading.
+// that QEMU follows no hint of its own; parents are opened for reading. A flat disk
+// is opened past its descriptor, because QEMU's VMDKs do not grow.
 func (u *diskUnit) node() fields {
 	var n fields
+	if flat, ok := u.flat(); ok && u.raw {
+		return fields{
+			"driver": "raw", "node-name": fmt.Sprintf("n%d", u.key), "read-only": false,
+			"file": fields{"driver": "file", "filename": flat.file(), "read-only": false},
+		}
+	}
 	for i := len(u.chain) - 1; i >= 0; i-- {
 		ro := i != 0
 		m := fields{

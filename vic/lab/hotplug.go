@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -58,6 +59,10 @@ func (l *Lab) plugDisk(ctx context.Context, m *machine, name string, u *diskUnit
 		if f, by := l.locks.acquire(m.ref.Value, name, write, read); f != "" {
 			return fileLocked(f, by)
 		}
+		if fault := l.written(u); fault != nil {
+			l.locks.release(m.ref.Value, write, read)
+			return fault
+		}
 		return nil
 	})
 	if fault != nil {
@@ -99,6 +104,40 @@ func (l *Lab) unplugDisk(ctx context.Context, m *machine, name string, u *diskUn
 	m.forget(write, read)
 	l.locks.release(m.ref.Value, write, read)
 	return func() { _, _ = l.plugDisk(context.Background(), m, name, u) }, nil
+}
+
+// growDisk makes a disk of a running VM larger, whose power state is held. The guest
+// hears of it, and asks for the size, if its kernel is told to. A disk that QEMU has
+// open by its descriptor, as those of earlier labs have all, is taken out for that,
+// and the VM stands still meanwhile.
+func (l *Lab) growDisk(ctx context.Context, m *machine, vm *simulator.VirtualMachine, s vmState, d *types.VirtualDisk, bytes int64) types.BaseMethodFault {
+	at, fault := l.resolve(diskFile(d))
+	if fault != nil {
+		return fault
+	}
+	extend := func() types.BaseMethodFault { return l.extendDisk(at, bytes, m.ref.Value) }
+	if m.q == nil {
+		return l.withFiles(extend)
+	}
+	have, err := m.q.disks(ctx)
+	if err != nil {
+		return vmConfigFault("%v", err)
+	}
+	if have[d.Key].driver != "raw" {
+		if fault := l.withFiles(func() types.BaseMethodFault { _, fault := l.extendable(at, bytes); return fault }); fault != nil {
+			return fault
+		}
+		return l.changeDisks(ctx, m, vm, s, extend)
+	}
+	return l.withFiles(func() types.BaseMethodFault {
+		if _, fault := l.extendable(at, bytes); fault != nil {
+			return fault
+		}
+		if _, err := m.q.qmp.do(ctx, "block_resize", fields{"node-name": have[d.Key].node, "size": bytes}); err != nil {
+			return vmConfigFault("%v", err)
+		}
+		return extend()
+	})
 }
 
 // forget takes locked files off the machine's list, once each.

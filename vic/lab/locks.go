@@ -113,6 +113,16 @@ func (l *locks) writer(p location) string {
 	return ""
 }
 
+// other names a VM that uses the file p and is not the one of a reference.
+func (l *locks) other(p location, vm string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.files[p.String()]; s != nil && (s.writer != vm || len(s.readers) > 0) {
+		return l.names[s.anyone()]
+	}
+	return ""
+}
+
 // holder names a VM that uses p or, where p is a directory, a file below it.
 func (l *locks) holder(p location) string {
 	l.mu.Lock()

@@ -185,6 +185,11 @@ func TestKill(t *testing.T) {
 		t.Errorf("echo %q", a)
 	}
 	// Everything can be done with it.
+	ok(t, g.grow(2000, 64))
+	g.want("", "rescan sda")
+	if a := g.do("disks"); !strings.Contains(a, "sda=131072") {
+		t.Errorf("a disk grown by a lab that took the VM over: %s", a)
+	}
 	devs := object.VirtualDeviceList(after.Config.Hardware.Device)
 	ok(t, g.vm.RemoveDevice(t.Context(), true, devs.FindByKey(2001)))
 	ok(t, g.vm.RemoveDevice(t.Context(), true, devs.FindByKey(4001)))

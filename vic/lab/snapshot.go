@@ -282,6 +282,7 @@ func (l *Lab) revert(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 	// The VM stays the one that it is, wherever it is now.
 	config.Name, config.Files = s.config.Name, s.config.Files
 	connect(config.Hardware.Device, false)
+	l.measure(config.Hardware.Device)
 	if fault := l.withFiles(func() types.BaseMethodFault { return l.branch(m, config.Hardware.Device) }); fault != nil {
 		return fault
 	}
@@ -306,6 +307,25 @@ func (l *Lab) revert(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 		fault = l.bootVM(ctx, t, m, vm, l.look(vm), saved.State)
 	}
 	return fault
+}
+
+// measure sets the capacities of disks that snapshots leave alone, which may have
+// grown since.
+func (l *Lab) measure(devices []types.BaseVirtualDevice) {
+	saved := snapshotDisks(devices)
+	for _, d := range devices {
+		x, ok := d.(*types.VirtualDisk)
+		if !ok || slices.Contains(saved, x) {
+			continue
+		}
+		at, fault := l.resolve(diskFile(x))
+		if fault != nil {
+			continue // powering on will say so
+		}
+		if k, fault := openLink(at); fault == nil {
+			x.CapacityInBytes, x.CapacityInKB = k.desc.Bytes(), k.desc.Bytes()/1024
+		}
+	}
 }
 
 // removeSnapshots takes snapshots out of the tree and merges what only they kept.

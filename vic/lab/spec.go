@@ -33,6 +33,8 @@ type hotChange struct {
 	op  types.VirtualDeviceConfigSpecOperation
 	dev types.BaseVirtualDevice
 	old types.BaseVirtualDevice // for an edit
+
+	grow int64 // to how many bytes an edited disk grows; 0 where it does not
 }
 
 // devices checks the changes in order and makes the disks that they ask for.

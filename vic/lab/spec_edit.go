@@ -82,6 +82,7 @@ func (p *plan) edit(i int, s *types.VirtualDeviceConfigSpec) types.BaseMethodFau
 		d.Connectable = h.Connectable
 	}
 	var fault types.BaseMethodFault
+	var grow int64
 	switch x := s.Device.(type) {
 	case *types.VirtualVmxnet3:
 		old, ok := have.(*types.VirtualVmxnet3)
@@ -94,7 +95,7 @@ func (p *plan) edit(i int, s *types.VirtualDeviceConfigSpec) types.BaseMethodFau
 		if !ok {
 			return deviceFault(i, "device %d is a %T", d.Key, have)
 		}
-		fault = p.editDisk(i, x, old)
+		grow, fault = p.editDisk(i, x, old)
 	case *types.VirtualCdrom:
 		if _, ok := have.(*types.VirtualCdrom); !ok || p.running {
 			return deviceFault(i, "device %d is a %T, and CD-ROM drives are edited while the VM is off", d.Key, have)
@@ -110,7 +111,7 @@ func (p *plan) edit(i int, s *types.VirtualDeviceConfigSpec) types.BaseMethodFau
 	p.devices[slices.IndexFunc(p.devices, func(o types.BaseVirtualDevice) bool { return o.GetVirtualDevice().Key == d.Key })] = s.Device
 	p.changes = append(p.changes, s)
 	if p.running {
-		p.hot = append(p.hot, hotChange{op: s.Operation, dev: s.Device, old: have})
+		p.hot = append(p.hot, hotChange{op: s.Operation, dev: s.Device, old: have, grow: grow})
 	}
 	return nil
 }
@@ -130,31 +131,40 @@ func (p *plan) editNIC(i int, n, old *types.VirtualVmxnet3) types.BaseMethodFaul
 	return p.nicBacking(i, &n.VirtualEthernetCard)
 }
 
-func (p *plan) editDisk(i int, n, old *types.VirtualDisk) types.BaseMethodFault {
+// editDisk checks an edit of a disk, and tells to how many bytes it grows; 0 is
+// not at all. Those of a VM that is off grow with the plan, those of a running one
+// in it.
+func (p *plan) editDisk(i int, n, old *types.VirtualDisk) (grow int64, fault types.BaseMethodFault) {
 	if diskFile(n) != diskFile(old) {
-		return deviceFault(i, "backing.fileName cannot be edited: remove the disk and add the other one")
+		return 0, deviceFault(i, "backing.fileName cannot be edited: remove the disk and add the other one")
 	}
 	n.Backing = old.Backing
 	bytes := n.CapacityInBytes
 	if bytes == 0 || bytes == old.CapacityInBytes && n.CapacityInKB != old.CapacityInKB {
 		bytes = n.CapacityInKB * 1024
 	}
-	if bytes != 0 && bytes != old.CapacityInBytes {
-		if p.running {
-			return deviceFault(i, "a disk grows while the VM is off")
-		}
-		if bytes < old.CapacityInBytes {
-			return deviceFault(i, "capacity %d is below %d: disks do not shrink", bytes, old.CapacityInBytes)
-		}
-		if p.extend == nil {
-			p.extend = map[string]int64{}
-		}
-		p.extend[diskFile(old)] = bytes
-	} else {
+	if bytes == 0 {
 		bytes = old.CapacityInBytes
 	}
+	if bytes != old.CapacityInBytes {
+		if bytes < old.CapacityInBytes {
+			return 0, deviceFault(i, "capacity %d is below %d: disks do not shrink", bytes, old.CapacityInBytes)
+		}
+		if b, ok := old.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok && b.Parent != nil {
+			return 0, say(&types.InvalidDeviceOperation{
+				InvalidDeviceSpec: types.InvalidDeviceSpec{InvalidVmConfig: types.InvalidVmConfig{Property: "capacityInBytes"}, DeviceIndex: int32(i)},
+				BadOp:             types.VirtualDeviceConfigSpecOperationEdit,
+			}, "deviceChange[%d]: %s is a child disk, or has snapshots, and does not grow", i, diskFile(old))
+		}
+		if grow = bytes; !p.running {
+			if p.extend == nil {
+				p.extend = map[string]int64{}
+			}
+			p.extend[diskFile(old)] = bytes
+		}
+	}
 	n.CapacityInBytes, n.CapacityInKB = bytes, bytes/1024
-	return nil
+	return grow, nil
 }
 
 // macsOf yields the MAC addresses of a VM, whose lock is held.

@@ -62,6 +62,12 @@ func (l *Lab) bootVM(ctx context.Context, t *task, m *machine, vm *simulator.Vir
 		if f, by := l.locks.acquire(m.ref.Value, s.name, hw.write, hw.read); f != "" {
 			return fileLocked(f, by)
 		}
+		for _, u := range hw.disks {
+			if fault := l.written(u); fault != nil {
+				l.locks.release(m.ref.Value, hw.write, hw.read)
+				return fault
+			}
+		}
 		return nil
 	})
 	if fault != nil {

@@ -32,6 +32,9 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 	if fault := l.checkConfig(c); fault != nil {
 		return fault
 	}
+	if c.ChangeVersion != "" && c.ChangeVersion != s.config.ChangeVersion {
+		return say(&types.ConcurrentAccess{}, "the VM was changed by another: its changeVersion is %s, not %s", s.config.ChangeVersion, c.ChangeVersion)
+	}
 	if c.Files != nil {
 		return notSupported("moving a VM's files (configSpec.files)")
 	}
@@ -69,7 +72,7 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 		for _, f := range sortedKeys(p.extend) {
 			at, fault := l.resolve(f)
 			if fault == nil {
-				fault = l.extendDisk(at, p.extend[f])
+				fault = l.extendDisk(at, p.extend[f], "")
 			}
 			if fault != nil {
 				return fault
@@ -96,6 +99,15 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 		}
 		p.undo()
 		return f
+	}
+	// First, as of a VM that is off: what has grown stays so if the rest fails.
+	for _, hc := range p.hot {
+		if hc.grow == 0 {
+			continue
+		}
+		if fault := l.growDisk(ctx, m, vm, s, hc.dev.(*types.VirtualDisk), hc.grow); fault != nil {
+			return fail(fault)
+		}
 	}
 	for _, hc := range p.hot {
 		back, fault := l.hotPlug(ctx, m, s.name, hc)

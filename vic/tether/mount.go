@@ -28,7 +28,7 @@ type Mount struct {
 // sees it, and one that has grown a larger one. The volume's content is the
 // directory /rootfs of that filesystem; what lies beside it is the tether's.
 //
-// An empty volume gets, in a container's first start, what the image has at the
+// An empty volume gets, in a container's first start and never later, what the image has at the
 // mount's target: contents, owners, modes, times and attributes.
 // A copy that was cut off is begun again by whoever mounts the volume next.
 type Volume struct {
@@ -127,11 +127,18 @@ func (m *Mount) validate() error {
 		if err := v.NFS.Validate(); err != nil {
 			return fmt.Errorf("volume.nfs.%w", err)
 		}
-	} else if v.Unit < 1 || v.Unit > MaxVolumeUnit || v.Unit == controllerUnit {
-		return fmt.Errorf("volume.unit: %d is not between 1 and %d, or is %d, the controller's own", v.Unit, MaxVolumeUnit, controllerUnit)
+	} else if err := checkUnit(v.Unit); err != nil {
+		return fmt.Errorf("volume.unit: %w", err)
 	}
 	if s := v.Subpath; s != "" && (path.IsAbs(s) || path.Clean(s) != s || s == "." || s == ".." || strings.HasPrefix(s, "../") || strings.IndexByte(s, 0) >= 0 || len(s) > 4095) {
 		return fmt.Errorf("volume.subpath: %.100q is no clean path inside the volume", s)
+	}
+	return nil
+}
+
+func checkUnit(n int) error {
+	if n < 1 || n > MaxVolumeUnit || n == controllerUnit {
+		return fmt.Errorf("%d is not between 1 and %d, or is %d, the controller's own", n, MaxVolumeUnit, controllerUnit)
 	}
 	return nil
 }

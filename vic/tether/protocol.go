@@ -111,6 +111,10 @@ const (
 	methodStats   = "stats"
 	methodLstat   = "lstat"
 
+	methodMount   = "mount"
+	methodUnmount = "unmount"
+	methodGrow    = "grow"
+
 	methodExec        = "exec" // detached
 	methodExecCreate  = "exec-create"
 	methodExecInspect = "exec-inspect"
@@ -157,6 +161,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNoSpace: the container's disk is full.
 	ErrNoSpace = errors.New("no space left")
+	// ErrBusy: processes of the container use it.
+	ErrBusy = errors.New("in use")
 	// ErrNotFound: the guest knows no such thing.
 	ErrNotFound = errors.New("not found")
 	// ErrUnsupported: this guest or this container cannot do that.
@@ -174,6 +180,7 @@ type RemoteError struct {
 var codes = map[string]error{
 	"not-running": ErrNotRunning, "invalid": ErrInvalid, "unsupported": ErrUnsupported,
 	"paused": ErrPaused, "not-found": ErrNotFound, "conflict": ErrConflict, "no-space": ErrNoSpace,
+	"busy": ErrBusy,
 }
 
 // Error returns the guest's message.

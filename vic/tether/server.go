@@ -28,6 +28,8 @@ type ServerConfig struct {
 	// Freezer and Monitor pause the container and look at it; nil does not.
 	Freezer Freezer
 	Monitor Monitor
+	// Mounter changes the container's mounts; nil does not.
+	Mounter Mounter
 	// Files are the container's; nil hands out none.
 	Files Files
 	// Changed is called after a controller paused or unpaused the container; nil

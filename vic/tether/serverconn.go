@@ -359,6 +359,8 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return c.doExec(q)
 	case methodPause, methodUnpause, methodTop, methodStats:
 		return c.monitor(ctx, q)
+	case methodMount, methodUnmount, methodGrow:
+		return c.mounting(ctx, q)
 	case methodLstat:
 		return c.lstat(ctx, q)
 	case methodHealth:

@@ -103,6 +103,19 @@ func obey(ctx context.Context, c *rpci.Client, a []string) (string, error) {
 		defer f.Close()
 		_, err = f.Write([]byte(a[2] + strings.Repeat("\x00", 512-len(a[2]))))
 		return "", err
+	case "rescan":
+		return "", os.WriteFile("/sys/block/"+a[1]+"/device/rescan", []byte("1"), 0)
+	case "writelast":
+		f, err := os.OpenFile("/dev/"+a[1], os.O_WRONLY|unix.O_SYNC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		if _, err := f.Seek(-512, io.SeekEnd); err != nil {
+			return "", err
+		}
+		_, err = f.Write([]byte(a[2] + strings.Repeat("\x00", 512-len(a[2]))))
+		return "", err
 	case "read":
 		f, err := os.Open("/dev/" + a[1])
 		if err != nil {
