@@ -42,7 +42,7 @@ type machine struct {
 	events    *uevents
 	reaper    *reaper
 	hostKey   ssh.Signer
-	authority ssh.PublicKey
+	trusted   []ssh.PublicKey
 	net       *network
 	output    *tether.Recorder
 	logFiles  *tether.LogFiles
@@ -161,9 +161,8 @@ func (m *machine) configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.authority, _, _, _, err = ssh.ParseAuthorizedKey([]byte(c.Authority))
-	if err != nil {
-		return fmt.Errorf("%s: authority: %w", tether.ConfigKey, err)
+	if m.trusted, err = tether.ParseAuthorities(c.Trusted()); err != nil {
+		return fmt.Errorf("%s: %w", tether.ConfigKey, err)
 	}
 	m.adopt(c)
 	m.mark("config")
@@ -277,7 +276,7 @@ func (m *machine) serve(ctx context.Context) error {
 		return nil
 	}
 	return m.listen(ctx, tether.ServerConfig{
-		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
+		HostKey: m.hostKey, Authorities: m.trusted, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
 		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
 	})

@@ -67,7 +67,7 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 	}
 	t, err := dial(ctx, info)
 	if err != nil {
-		if n == 9 && errors.Is(err, vic.ErrUnavailable) {
+		if n == 9 && (errors.Is(err, vic.ErrUnavailable) || errors.Is(err, tether.ErrRefused)) {
 			return v.powerOff(ctx, op)
 		}
 		return fault.Wrap(op, v.Ref(), err)

@@ -204,7 +204,7 @@ func (s *Spec) config() (*tether.Config, error) {
 		args = s.Args
 	}
 	c := &tether.Config{
-		Version: 1, ID: s.ID, Authority: s.Owner.Authority,
+		Version: 1, ID: s.ID, Authority: s.Owner.Authority, Authorities: s.Owner.Authorities,
 		Root: tether.Disk{Unit: 0},
 		Process: tether.Process{
 			Args: append(append([]string{}, entry...), args...),

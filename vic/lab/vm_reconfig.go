@@ -32,6 +32,9 @@ func (l *Lab) reconfigVM(ctx context.Context, sctx *simulator.Context, m *machin
 	if fault := l.checkConfig(c); fault != nil {
 		return fault
 	}
+	if c.ChangeVersion != "" && c.ChangeVersion != s.config.ChangeVersion {
+		return say(&types.ConcurrentAccess{}, "the VM's configuration is not the one of changeVersion %s any more", c.ChangeVersion)
+	}
 	if c.Files != nil {
 		return notSupported("moving a VM's files (configSpec.files)")
 	}

@@ -35,8 +35,8 @@ func Create(ctx context.Context, c *vic.Client, spec Spec, o Options) (*VCH, err
 	if err := spec.Validate(); err != nil {
 		return nil, fault.Wrap(op, ref, err)
 	}
-	if c.Authority() == nil {
-		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "the client has no Authority: without one no controller could speak to the containers"))
+	if _, err := publicKey(c); err != nil {
+		return nil, fault.Wrap(op, ref, err)
 	}
 	iso, size, err := openISO(o.BootISO)
 	if err != nil {
@@ -89,9 +89,9 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		_, _ = rand.Read(b[:]) // never fails
 		spec.ID = hex.EncodeToString(b[:])
 	}
-	pub, err := ssh.NewPublicKey(c.Authority().Public())
+	authority, err := publicKey(c)
 	if err != nil {
-		return nil, nil, nil, fault.Of(vic.ErrInvalid, "Authority: %v", err)
+		return nil, nil, nil, err
 	}
 	var cr *object.ComputeResource
 	if spec.Compute == "" {
@@ -132,7 +132,7 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		Owner: vic.Owner{
 			ID: spec.ID, Name: spec.Name, Datacenter: c.Datacenter().Name,
 			Datastore: dsRef, BootISO: at.Path(path.Join(dir(spec.Name), "bootstrap.iso")),
-			Authority: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))),
+			Authority: authority,
 			NIC:       spec.NIC, CPUs: spec.CPUs, MemoryMB: spec.MemoryMB,
 		},
 		Images:       vic.Place{Datastore: dsRef, Dir: imageDir},
@@ -140,6 +140,18 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		PoolParent:   vic.Ref{Kind: "pool", ID: root.Reference().Value},
 		FolderParent: vic.Ref{Kind: "folder", ID: folders.VmFolder.Reference().Value},
 	}, at, root, nil
+}
+
+// publicKey is the client's authority's, in authorized_keys form.
+func publicKey(c *vic.Client) (string, error) {
+	if c.Authority() == nil {
+		return "", fault.Of(vic.ErrInvalid, "the client has no Authority: without one no controller could speak to the containers")
+	}
+	pub, err := ssh.NewPublicKey(c.Authority().Public())
+	if err != nil {
+		return "", fault.Of(vic.ErrInvalid, "Authority: %v", err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))), nil
 }
 
 // volumePlaces resolves the names of the volume stores' datastores.
