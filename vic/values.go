@@ -79,4 +79,7 @@ type Place struct {
 	Datastore Ref `json:"datastore"`
 	// Dir is a slash path from the datastore's root.
 	Dir string `json:"dir"`
+	// NFS is, of a volume store on an NFS server, where that is (see ParseNFS); the
+	// directory holds its records.
+	NFS string `json:"nfs,omitempty"`
 }

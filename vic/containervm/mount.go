@@ -32,8 +32,10 @@ type Mount struct {
 	Tmpfs *tether.Tmpfs
 
 	// Volume is the name of the volume, and Anonymous whether it goes with the
-	// container; both are only told again, by Info.
+	// container; both are only told again, by Info. VolumeID is that of one on an NFS
+	// server (see volumestore.Volume.ID), by which vSphere tells who has it.
 	Volume    string
+	VolumeID  string
 	Anonymous bool
 	// Subpath and NoCopy are as in tether.Volume.
 	Subpath string
@@ -55,6 +57,9 @@ func (s *Spec) checkMounts() error {
 		}
 		if kinds != 1 {
 			return fault.Of(vic.ErrInvalid, "Mounts[%d]: want one of Disk, NFS and Tmpfs", i)
+		}
+		if m.VolumeID != "" && (m.NFS == nil || strings.ContainsAny(m.VolumeID, " \t\n")) {
+			return fault.Of(vic.ErrInvalid, "Mounts[%d]: VolumeID %.80q: it is for NFS, and one word", i, m.VolumeID)
 		}
 		if m.Tmpfs != nil && (m.Subpath != "" || m.NoCopy || m.Volume != "") {
 			return fault.Of(vic.ErrInvalid, "Mounts[%d]: Volume, Subpath and NoCopy are for volumes, not for a tmpfs", i)
@@ -84,6 +89,17 @@ func (s *Spec) volumeUnits() map[string]int {
 		next++
 	}
 	return units
+}
+
+// volumeIDs is the value of vsphere.KeyVolumes.
+func (s *Spec) volumeIDs() string {
+	var ids []string
+	for _, m := range s.Mounts {
+		if m.VolumeID != "" && !slices.Contains(ids, m.VolumeID) {
+			ids = append(ids, m.VolumeID)
+		}
+	}
+	return strings.Join(ids, " ")
 }
 
 func (m *Mount) config(units map[string]int) tether.Mount {

@@ -65,7 +65,7 @@ func (e *Engine) mounts(ctx context.Context, s RunSpec, img *imagestore.Image) (
 			made = append(made, v.Name())
 		}
 		out = append(out, containervm.Mount{
-			Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(),
+			Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(), NFS: nfsOf(v), VolumeID: v.ID(),
 			Volume: v.Name(), Anonymous: v.Info().Anonymous, Subpath: m.Subpath, NoCopy: m.NoCopy,
 		})
 	}

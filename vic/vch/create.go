@@ -117,7 +117,8 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 	if spec.VolumeStores == nil {
 		spec.VolumeStores = map[string]string{"default": dsName}
 	}
-	volumes, err := volumePlaces(ctx, c, &spec)
+	dsRef := vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}
+	volumes, err := volumePlaces(ctx, c, &spec, dsRef)
 	if err != nil {
 		return nil, nil, nil, describe("VolumeStores", err)
 	}
@@ -126,7 +127,6 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		return nil, nil, nil, vsphere.Judge(err)
 	}
 	at := c.Session().Files(ds.Ref, ds.Name)
-	dsRef := vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}
 	return &record{
 		Version: 1, State: creating, Created: time.Now().UTC(), Spec: spec,
 		Owner: vic.Owner{
@@ -154,11 +154,16 @@ func publicKey(c *vic.Client) (string, error) {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))), nil
 }
 
-// volumePlaces resolves the names of the volume stores' datastores.
-func volumePlaces(ctx context.Context, c *vic.Client, spec *Spec) (map[string]vic.Place, error) {
+// volumePlaces resolves the names of the volume stores' datastores. The records of
+// those on NFS servers lie beside the VCH's.
+func volumePlaces(ctx context.Context, c *vic.Client, spec *Spec, at vic.Ref) (map[string]vic.Place, error) {
 	out := map[string]vic.Place{}
 	seen := map[vic.Place]string{}
 	for _, label := range slices.Sorted(maps.Keys(spec.VolumeStores)) {
+		if isNFS(spec.VolumeStores[label]) {
+			out[label] = vic.Place{Datastore: at, Dir: path.Join("vic/nfs", spec.Name, label), NFS: spec.VolumeStores[label]}
+			continue
+		}
 		name, dir, _ := strings.Cut(spec.VolumeStores[label], "/")
 		if dir == "" {
 			dir = path.Join("vic/volumes", spec.Name)
