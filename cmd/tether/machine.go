@@ -227,6 +227,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		return tether.Exit{}, err
 	}
 	go m.publisher(ctx)
+	if m.config.Serial != 0 && m.server != nil {
+		go m.watchRequests(ctx)
+	}
 	if m.server != nil {
 		// Controllers hear where to come while the process is being started.
 		m.tell()

@@ -96,6 +96,21 @@ func TestNoNetwork(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Errorf("the process that waited: %v", err)
 	}
+
+	// One that does not let go of the line keeps nobody from sending signals and from
+	// stopping: these come by guestinfo, and the process ends by itself.
+	held, err := other.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := vm.Kill(ctx, "SIGHUP"); err != nil {
+		t.Errorf("a signal while another process has the line: %v", err)
+	}
+	logShows(t, ctx, held, "ready\nhangup\nhangup\nhangup\n")
+	if err := vm.Kill(ctx, "SIGNONE"); !errors.Is(err, vic.ErrInvalid) {
+		t.Errorf("no signal: %v", err)
+	}
 	if err := vm.Stop(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +177,22 @@ func (c *cut) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:min(len(p), c.left)])
 	c.left -= n
 	return n, err
+}
+
+// logShows waits until the guest's log shows a text.
+func logShows(t *testing.T, ctx context.Context, c *tether.Client, want string) {
+	t.Helper()
+	l, err := c.Logs(ctx, tether.LogOptions{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for got := ""; got != want; {
+		e, err := l.Next()
+		if got += string(e.Data); err != nil || !strings.HasPrefix(want, got) {
+			t.Fatalf("the log shows %q, not %q: %v", got, want, err)
+		}
+	}
 }
 
 // dialPort connects to the serial line of a VM as anybody could.

@@ -46,6 +46,9 @@ type Server struct {
 	// fileSlots bounds who works on files at once.
 	fileSlots chan struct{}
 
+	taking sync.Mutex
+	taken  int64 // when the last Request was made that was taken
+
 	mu        sync.Mutex
 	trusted   map[string]bool     // authorities, in SSH's wire form
 	starting  []net.Conn          // handshakes, oldest first
