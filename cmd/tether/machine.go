@@ -49,6 +49,7 @@ type machine struct {
 	volumes   volumes
 	server    *tether.Server
 	world     *world
+	clock     *clock
 
 	told chan struct{} // asks for the status to be published
 
@@ -219,6 +220,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	}
 	wg.Wait()
 	m.world = &world{config: m.config, reaper: m.reaper}
+	m.clock = newClock(m.log)
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -281,7 +283,7 @@ func (m *machine) serve(ctx context.Context) error {
 	return m.listen(ctx, tether.ServerConfig{
 		HostKey: m.hostKey, Authorities: m.trusted, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
-		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Files: m.world, Changed: m.publish, Now: m.clock.now,
 	})
 }
 
@@ -357,6 +359,7 @@ func (m *machine) afterStart(ctx context.Context) {
 	if err := loadModules(m.modules, true, loadModule); err != nil {
 		m.log.Error("kernel modules", "error", err)
 	}
+	go m.clock.follow(ctx)
 	err := onPowerButton(ctx, func() {
 		m.log.Info("power button: the container is asked to stop")
 		if err := m.container.Stop("", -1); err != nil {

@@ -30,6 +30,9 @@ type ServerConfig struct {
 	Monitor Monitor
 	// Files are the container's; nil hands out none.
 	Files Files
+	// Now tells the time by which controllers' certificates are judged; nil is
+	// time.Now.
+	Now func() time.Time
 	// Changed is called after a controller paused or unpaused the container; nil
 	// calls nothing.
 	Changed func()
@@ -75,11 +78,15 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	now := c.Now
+	if now == nil {
+		now = time.Now
+	}
 	s.ssh = &ssh.ServerConfig{
 		Config:                  algorithms(),
 		MaxAuthTries:            2,
 		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256}, // of the certified keys
-		PublicKeyCallback:       checkController(s.trusts, c.ID, time.Now),
+		PublicKeyCallback:       checkController(s.trusts, c.ID, now),
 		ServerVersion:           "SSH-2.0-vic-tether",
 	}
 	s.ssh.AddHostKey(c.HostKey)
