@@ -77,7 +77,9 @@ func TestClockAfterSuspend(t *testing.T) {
 	do(func(ctx context.Context) (*object.Task, error) { return admin.PowerOn(ctx) })
 	right("after the resume")
 
-	do(func(ctx context.Context) (*object.Task, error) { return admin.CreateSnapshot(ctx, "s", "", true, false) })
+	do(func(ctx context.Context) (*object.Task, error) {
+		return admin.CreateSnapshot(ctx, "s", "", true, false)
+	})
 	time.Sleep(3 * time.Second)
 	var numbers []string
 	for range 2 {

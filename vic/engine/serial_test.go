@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -108,6 +111,17 @@ func TestNoNetwork(t *testing.T) {
 		t.Errorf("a signal while another process has the line: %v", err)
 	}
 	logShows(t, ctx, held, "ready\nhangup\nhangup\nhangup\n")
+	// What the VM uses its host tells.
+	stats, err := vm.HostStats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rss := residentOf(t, e.Lab.Dir(), vm.Name()); stats.MemoryConsumed < rss*3/4 || stats.MemoryConsumed > rss*5/4 {
+		t.Errorf("it tells %d bytes of memory, the process has %d", stats.MemoryConsumed, rss)
+	}
+	if stats.CPUMHz <= 0 || stats.CPUPercent <= 0 || stats.Interval < time.Second || time.Since(stats.Time).Abs() > time.Minute || !slices.Contains(stats.Missing, "net.received.average") {
+		t.Errorf("the host tells %+v", stats)
+	}
 	if err := vm.Kill(ctx, "SIGNONE"); !errors.Is(err, vic.ErrInvalid) {
 		t.Errorf("no signal: %v", err)
 	}
@@ -116,6 +130,9 @@ func TestNoNetwork(t *testing.T) {
 	}
 	if info, err := vm.Inspect(ctx); err != nil || info.ExitCode != 3 || !info.Known {
 		t.Errorf("after the stop: %+v, %v", info, err)
+	}
+	if _, err := vm.HostStats(ctx); !errors.Is(err, vic.ErrState) {
+		t.Errorf("a VM that is off is measured: %v", err)
 	}
 	if err := vm.Delete(ctx, false); err != nil {
 		t.Fatal(err)
@@ -177,6 +194,30 @@ func (c *cut) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:min(len(p), c.left)])
 	c.left -= n
 	return n, err
+}
+
+// residentOf is the resident memory of a VM's QEMU, as the kernel tells it.
+func residentOf(t *testing.T, dir, name string) int64 {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		b, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(b, []byte("guest="+name)) || !bytes.Contains(b, []byte(dir)) {
+			continue
+		}
+		status, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
+		_, rest, _ := bytes.Cut(status, []byte("VmRSS:"))
+		words := bytes.Fields(rest)
+		if len(words) > 0 {
+			n, _ := strconv.ParseInt(string(words[0]), 10, 64)
+			return n << 10
+		}
+	}
+	t.Fatalf("no QEMU of %s", name)
+	return 0
 }
 
 // logShows waits until the guest's log shows a text.
