@@ -163,7 +163,7 @@ func (m *machine) configure(ctx context.Context) error {
 		return err
 	}
 	if m.trusted, err = tether.ParseAuthorities(c.Trusted()); err != nil {
-		return fmt.Errorf("%s: %w", tether.ConfigKey, err)
+		return fmt.Errorf("%s: authority and those beside it: %w", tether.ConfigKey, err)
 	}
 	m.adopt(c)
 	m.mark("config")
