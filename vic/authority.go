@@ -1,6 +1,7 @@
 package vic
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -10,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/vicsdk/vic-go/internal/fault"
 )
@@ -44,6 +47,33 @@ func OpenAuthority(file string) (crypto.Signer, error) {
 		return nil, fault.Wrap("open authority", ref, fault.Of(ErrInvalid, "a %T cannot sign", k))
 	}
 	return s, nil
+}
+
+// ReadAuthority reads the public key of an authority from a file that exists: the
+// private key's, as OpenAuthority takes it, or one with the public key alone, a
+// line in authorized_keys form (sshd(8)).
+func ReadAuthority(file string) (crypto.PublicKey, error) {
+	ref := Ref{Kind: "file", ID: file}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fault.Wrap("read authority", ref, err)
+	}
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN ")) {
+		s, err := OpenAuthority(file)
+		if err != nil {
+			return nil, err
+		}
+		return s.Public(), nil
+	}
+	key, _, _, rest, err := ssh.ParseAuthorizedKey(b)
+	if err != nil || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, fault.Wrap("read authority", ref, fault.Of(ErrInvalid, "it holds neither a PEM block nor one public key in authorized_keys form"))
+	}
+	public, ok := key.(ssh.CryptoPublicKey)
+	if !ok {
+		return nil, fault.Wrap("read authority", ref, fault.Of(ErrInvalid, "a %s is no plain key", key.Type()))
+	}
+	return public.CryptoPublicKey(), nil
 }
 
 // makeAuthority writes a new key; of two makers at once one key stays.

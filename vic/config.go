@@ -27,8 +27,9 @@ type Config struct {
 	Datacenter string
 
 	// Authority is the private key that certifies controllers to the guests of
-	// the VCHs created with it (ed25519 is fast under every CPU). Keep it as
-	// you keep a CA's key. Without it no guest can be attached to.
+	// the VCHs created with it (ed25519 is fast under every CPU), or told of it
+	// since (package engine, RotateAuthority). Keep it as you keep a CA's key.
+	// Without it no guest can be attached to.
 	Authority crypto.Signer
 	// DialGuest connects to an address in the guests' networks. Nil dials
 	// directly; use it where those networks are reached through a bastion or

@@ -1,11 +1,16 @@
 package vic_test
 
 import (
+	"crypto/ed25519"
 	"errors"
+	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/lab"
@@ -75,8 +80,33 @@ func TestAuthorityIsMadeOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pub, ok := a.Public().(interface{ Equal(x any) bool }); ok && !pub.Equal(b.Public()) {
+	pub := a.Public().(ed25519.PublicKey)
+	if !pub.Equal(b.Public()) {
 		t.Error("two keys from one file")
+	}
+
+	// Others name it by either half.
+	line, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := file + ".pub"
+	two := file + ".two"
+	text := ssh.MarshalAuthorizedKey(line)
+	for name, b := range map[string][]byte{half: text, two: append(text, text...), file + ".bad": []byte("x\n")} {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{file, half} {
+		if k, err := vic.ReadAuthority(f); err != nil || !pub.Equal(k) {
+			t.Errorf("%s: %v, %v", f, k, err)
+		}
+	}
+	for f, kind := range map[string]error{two: vic.ErrInvalid, file + ".bad": vic.ErrInvalid, file + ".none": fs.ErrNotExist} {
+		if _, err := vic.ReadAuthority(f); !errors.Is(err, kind) {
+			t.Errorf("%s: %v", f, err)
+		}
 	}
 }
 

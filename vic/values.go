@@ -48,8 +48,10 @@ type Owner struct {
 	// BootISO is the datastore path of the ISO that container VMs boot.
 	BootISO string `json:"bootISO"`
 	// Authority is the public key, in authorized_keys form, of the authority
-	// that certifies this VCH's controllers to its guests.
-	Authority string `json:"authority"`
+	// that certifies this VCH's controllers to its guests. Authorities are trusted
+	// beside it, while one takes another's place.
+	Authority   string   `json:"authority"`
+	Authorities []string `json:"authorities,omitempty"`
 	// NIC connects container VMs for which nothing else is said.
 	NIC NIC `json:"nic"`
 	// CPUs and MemoryMB of container VMs for which nothing else is said.
@@ -77,4 +79,7 @@ type Place struct {
 	Datastore Ref `json:"datastore"`
 	// Dir is a slash path from the datastore's root.
 	Dir string `json:"dir"`
+	// NFS is, of a volume store on an NFS server, where that is (see ParseNFS); the
+	// directory holds its records.
+	NFS string `json:"nfs,omitempty"`
 }

@@ -37,7 +37,7 @@ func (m *machine) runHelper(ctx context.Context) error {
 		return openRawDisk(ctx, m.events, unit)
 	})
 	err := m.listen(ctx, tether.ServerConfig{
-		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
+		HostKey: m.hostKey, Authorities: m.trusted, ID: m.config.ID,
 		Container: m.container, Applier: a, Logger: m.log,
 	})
 	if err != nil {

@@ -43,13 +43,14 @@ type machine struct {
 	events    *uevents
 	reaper    *reaper
 	hostKey   ssh.Signer
-	authority ssh.PublicKey
+	trusted   []ssh.PublicKey
 	net       *network
 	output    *tether.Recorder
 	logFiles  *tether.LogFiles
 	volumes   volumes
 	server    *tether.Server
 	world     *world
+	clock     *clock
 
 	mounting sync.Mutex     // held while a container's world is made, and while its mounts change
 	mounts   []tether.Mount // of the configuration, and as they were changed since
@@ -166,9 +167,8 @@ func (m *machine) configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.authority, _, _, _, err = ssh.ParseAuthorizedKey([]byte(c.Authority))
-	if err != nil {
-		return fmt.Errorf("%s: authority: %w", tether.ConfigKey, err)
+	if m.trusted, err = tether.ParseAuthorities(c.Trusted()); err != nil {
+		return fmt.Errorf("%s: authority and those beside it: %w", tether.ConfigKey, err)
 	}
 	m.adopt(c)
 	m.mark("config")
@@ -225,6 +225,7 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 	}
 	wg.Wait()
 	m.world = &world{config: m.config, reaper: m.reaper}
+	m.clock = newClock(m.log)
 	// Controllers get in where that is possible at all, to hear what failed.
 	if err := m.serve(ctx); err != nil {
 		cancel(err)
@@ -233,6 +234,9 @@ func (m *machine) runContainer(ctx context.Context) (tether.Exit, error) {
 		return tether.Exit{}, err
 	}
 	go m.publisher(ctx)
+	if m.config.Serial != 0 && m.server != nil {
+		go m.watchRequests(ctx)
+	}
 	if m.server != nil {
 		// Controllers hear where to come while the process is being started.
 		m.tell()
@@ -282,9 +286,9 @@ func (m *machine) serve(ctx context.Context) error {
 		return nil
 	}
 	return m.listen(ctx, tether.ServerConfig{
-		HostKey: m.hostKey, Authority: m.authority, ID: m.config.ID,
+		HostKey: m.hostKey, Authorities: m.trusted, ID: m.config.ID,
 		Container: m.container, Output: m.output, Logger: m.log,
-		Executor: m.world, Freezer: m.world, Monitor: m.world, Mounter: m, Files: m.world, Changed: m.publish,
+		Executor: m.world, Freezer: m.world, Monitor: m.world, Mounter: m, Files: m.world, Changed: m.publish, Now: m.clock.now,
 	})
 }
 
@@ -360,6 +364,7 @@ func (m *machine) afterStart(ctx context.Context) {
 	if err := loadModules(m.modules, true, loadModule); err != nil {
 		m.log.Error("kernel modules", "error", err)
 	}
+	go m.clock.follow(ctx)
 	err := onPowerButton(ctx, func() {
 		m.log.Info("power button: the container is asked to stop")
 		if err := m.container.Stop("", -1); err != nil {

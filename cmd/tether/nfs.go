@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -40,6 +41,9 @@ func (v *volumes) mountNFS(ctx context.Context, mounts []tether.Mount, resolv st
 		if err := mountNFS(ctx, m.Volume.NFS, dir, resolv); err != nil {
 			return nil, fmt.Errorf("mount %s: NFS server %s: %s: %w", m.Target, m.Volume.NFS.Server, m.Volume.NFS.Path, err)
 		}
+		if err := makeNFSDir(ctx, m.Volume.NFS, dir); err != nil {
+			return nil, fmt.Errorf("mount %s: NFS server %s: %w", m.Target, m.Volume.NFS.Server, err)
+		}
 		v.mu.Lock()
 		ended := v.ended
 		if v.nfs == nil {
@@ -59,6 +63,38 @@ func (v *volumes) servers() map[string]string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return maps.Clone(v.nfs)
+}
+
+// makeNFSDir makes the directory of a volume on a server that is mounted at dir, as
+// the user whose it is to be.
+func makeNFSDir(ctx context.Context, n *tether.NFS, dir string) error {
+	if n.Dir == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, nfsWait)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		// Users of file systems are a thread's (setfsuid(2)). It is never unlocked,
+		// so it ends with this function, whatever it was.
+		runtime.LockOSThread()
+		_, _ = unix.SetfsgidRetGid(int(n.GID))
+		_, _ = unix.SetfsuidRetUid(int(n.UID))
+		done <- unix.Mkdir(filepath.Join(dir, n.Dir), 0o755)
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.EEXIST): // and if that is no directory, it is not mounted
+		return nil
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		err = fmt.Errorf("%w: the server does not let user %d of group %d do that: give the volume store the uid and gid that own %s", err, n.UID, n.GID, n.Path)
+	}
+	return fmt.Errorf("make directory %s/%s: %w", strings.TrimSuffix(n.Path, "/"), n.Dir, err)
 }
 
 func mountNFS(ctx context.Context, n *tether.NFS, dir, resolv string) error {

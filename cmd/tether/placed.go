@@ -61,9 +61,9 @@ func closeMounts(all []*placed) {
 }
 
 func (p *placed) open(v *tether.Volume, nfs map[string]string, first bool) error {
-	base := nfs[p.Target]
-	if v.NFS == nil {
-		base = contentDir(v.Unit)
+	base := contentDir(v.Unit)
+	if v.NFS != nil {
+		base = filepath.Join(nfs[p.Target], v.NFS.Dir)
 	}
 	var err error
 	if p.tree, err = cloneTree(base, v.Subpath); err != nil {
@@ -85,9 +85,9 @@ func (p *placed) open(v *tether.Volume, nfs map[string]string, first bool) error
 }
 
 // cloneTree copies the mount of a directory (open_tree(2)), or of a directory in
-// it. Links in sub are looked up with base as their root.
+// it. Links in sub are looked up with base as their root; base is no link.
 func cloneTree(base, sub string) (int, error) {
-	dir, err := unix.Open(base, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := unix.Open(base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

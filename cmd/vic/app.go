@@ -36,7 +36,7 @@ func app() *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
 			labCommand(), isoCommand(),
-			createCommand(), lsCommand(), deleteCommand(),
+			createCommand(), lsCommand(), deleteCommand(), authorityCommand(),
 			pullCommand(), imagesCommand(), rmiCommand(), pruneCommand(), gcCommand(), dfCommand(), tagCommand(), historyCommand(),
 			pushCommand(), saveCommand(), loadCommand(), commitCommand(), exportCommand(), importCommand(),
 			volumeCommand(),

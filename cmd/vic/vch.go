@@ -20,7 +20,7 @@ func createCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "compute-resource", Aliases: []string{"r"}, Usage: "cluster or host by `NAME`, where there are several"},
 			&cli.StringFlag{Name: "image-store", Aliases: []string{"i"}, Usage: "`DATASTORE[/DIR]` of images and containers", Value: "datastore1"},
-			&cli.StringSliceFlag{Name: "volume-store", Usage: "`DATASTORE[/DIR]:LABEL` of volumes; several may be given, and \"none\" for none (default: one labelled \"default\" beside the images)"},
+			&cli.StringSliceFlag{Name: "volume-store", Usage: "`DATASTORE[/DIR]:LABEL` or nfs://SERVER[:PORT]/PATH[?version=&mountport=&uid=&gid=]:LABEL of volumes; several may be given, and \"none\" for none (default: one labelled \"default\" beside the images)"},
 			&cli.StringFlag{Name: "container-network", Usage: "port group of the containers by `NAME`", Value: "VM Network"},
 			&cli.IntFlag{Name: "cpus", Usage: "CPUs of a container that does not say", Value: 1},
 			&cli.Int64Flag{Name: "memory", Usage: "`MB` of a container that does not say", Value: 512},

@@ -91,7 +91,11 @@ func volumeLsCommand() *cli.Command {
 						fmt.Fprintln(w, i.Name)
 						continue
 					}
-					fmt.Fprintf(w, "%s\t%s\t%d MiB\t%s\n", i.Name, i.Store, i.Bytes>>20, i.Created.Local().Format("2006-01-02 15:04:05"))
+					size := fmt.Sprintf("%d MiB", i.Bytes>>20)
+					if i.Directory != "" {
+						size = "-"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", i.Name, i.Store, size, i.Created.Local().Format("2006-01-02 15:04:05"))
 				}
 				return w.Flush()
 			})
@@ -196,7 +200,7 @@ func volumeGrowCommand() *cli.Command {
 
 func volumeRmCommand() *cli.Command {
 	return &cli.Command{
-		Name: "rm", Usage: "delete volumes that no container has", ArgsUsage: "NAME…",
+		Name: "rm", Usage: "delete volumes that no container has; files on NFS servers stay there", ArgsUsage: "NAME…",
 		Action: func(c *cli.Context) error {
 			if err := args(c, 1, -1); err != nil {
 				return err
@@ -247,12 +251,9 @@ func volumeStores(flags []string) (map[string]string, error) {
 		}
 		i := strings.LastIndexByte(f, ':')
 		if i <= 0 {
-			return nil, usageError("--volume-store %q: want DATASTORE[/DIR]:LABEL", f)
+			return nil, usageError("--volume-store %q: want DATASTORE[/DIR]:LABEL or nfs://SERVER/PATH:LABEL", f)
 		}
 		place, label := strings.TrimPrefix(f[:i], "ds://"), f[i+1:]
-		if strings.HasPrefix(place, "nfs://") {
-			return nil, usageError("--volume-store %q: a store of an NFS server is not supported: mount a directory of it by vic run --mount type=nfs", f)
-		}
 		if _, ok := out[label]; ok {
 			return nil, usageError("--volume-store: there are two of label %q", label)
 		}

@@ -1,6 +1,8 @@
 package main_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -56,5 +58,22 @@ func testVolumes(t *testing.T, c *cli) {
 	c.want(t, 2, "none has the label", "--vch", "second", "volume", "create", "x")
 	c.want(t, 0, "x", "--vch", "second", "volume", "create", "-o", "VolumeStore=fast", "x")
 	c.want(t, 0, "fast", "--vch", "second", "volume", "ls")
+	testAuthority(t, c)
 	c.want(t, 0, "", "delete", "--volumes", "second")
+}
+
+// testAuthority names the authority that the VCH "second" has once more; others than
+// the lab's are refused to the lab's client.
+func testAuthority(t *testing.T, c *cli) {
+	key := c.want(t, 0, "ssh-ed25519 ", "--vch", "second", "authority", "ls")
+	own := filepath.Join(t.TempDir(), "own.pub")
+	if err := os.WriteFile(own, []byte(key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.want(t, 0, "", "--vch", "second", "authority", "set", own)
+	c.want(t, 2, "twice", "--vch", "second", "authority", "set", own, own)
+	c.want(t, 1, "none.pem", "--vch", "second", "authority", "set", filepath.Join(t.TempDir(), "none.pem"))
+	if again := c.want(t, 0, "", "--vch", "second", "authority", "ls"); again != key {
+		t.Errorf("got %q, not %q", again, key)
+	}
 }

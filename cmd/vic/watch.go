@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -99,6 +100,7 @@ type meter struct {
 	client *tether.Client
 	last   tether.Stats
 	now    tether.Stats
+	host   *containervm.HostStats // where the guest does not answer
 	err    error
 }
 
@@ -140,16 +142,31 @@ func (ms meters) measure(ctx context.Context) {
 			if m.err != nil {
 				return
 			}
-			if m.client == nil {
-				if m.client, m.err = m.vm.Dial(ctx); m.err != nil {
-					return
-				}
+			if m.client == nil && m.host == nil {
+				m.client, m.err = m.vm.Dial(ctx)
+			}
+			if m.host != nil || m.err != nil && (errors.Is(m.err, vic.ErrUnavailable) || errors.Is(m.err, vic.ErrDenied)) {
+				m.measureByHost(ctx)
+				return
+			}
+			if m.err != nil {
+				return
 			}
 			m.last = m.now
 			m.now, m.err = m.client.Stats(ctx)
 		})
 	}
 	wg.Wait()
+}
+
+// measureByHost takes what vSphere tells of a VM whose guest does not answer.
+func (m *meter) measureByHost(ctx context.Context) {
+	s, err := m.vm.HostStats(ctx)
+	if err != nil {
+		m.err = errors.Join(m.err, err)
+		return
+	}
+	m.host, m.err = &s, nil
 }
 
 func (ms meters) run(ctx context.Context, once bool) error {
@@ -183,6 +200,12 @@ func (ms meters) run(ctx context.Context, once bool) error {
 }
 
 func (m *meter) print(w *tabwriter.Writer) {
+	if h := m.host; h != nil {
+		// What its host measures of the whole VM; transfers are those of a second.
+		fmt.Fprintf(w, "%.12s\t%s (by its host)\t%.2f%%\t%s / -\t-\t%s/s / %s/s\t%s/s / %s/s\t-\n", m.vm.ID(), m.vm.Name(), h.CPUPercent, bytesText(h.MemoryConsumed),
+			bytesText(h.NetworkReceived), bytesText(h.NetworkSent), bytesText(h.DiskRead), bytesText(h.DiskWritten))
+		return
+	}
 	s := m.now
 	cpu := 0.0
 	if d := s.Time.Sub(m.last.Time); d > 0 && s.CPU > m.last.CPU {

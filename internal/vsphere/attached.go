@@ -2,6 +2,7 @@ package vsphere
 
 import (
 	"context"
+	"strings"
 
 	"github.com/vmware/govmomi/view"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -55,6 +56,38 @@ func DiskUsers(ctx context.Context, s *Session) (map[string][]DiskUser, error) {
 			}
 			if chain := BackingChain(disk.Backing); len(chain) > 0 {
 				out[chain[0]] = append(out[chain[0]], DiskUser{m.Self, m.Name, m.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff})
+			}
+		}
+	}
+	return out, nil
+}
+
+// KeyVolumes is the key of a VM's extraConfig under which the IDs of those of its
+// volumes stand that are directories of NFS servers, with blanks between them: no
+// device of the VM tells of them, and this key, unlike those that begin with
+// "guestinfo.", no guest can write.
+const KeyVolumes = "vic.volumes"
+
+// VolumeUsers tells which VMs of the datacenter have which volumes by their IDs, as
+// KeyVolumes says.
+func VolumeUsers(ctx context.Context, s *Session) (map[string][]DiskUser, error) {
+	vms, err := VMs(ctx, s, "name", "runtime.powerState", "config.extraConfig")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]DiskUser{}
+	for _, m := range vms {
+		if m.Config == nil {
+			return nil, fault.Of(fault.ErrUnavailable, "vSphere does not tell now which volumes VM %q has", m.Name)
+		}
+		for _, o := range m.Config.ExtraConfig {
+			kv := o.GetOptionValue()
+			value, _ := kv.Value.(string)
+			if kv.Key != KeyVolumes {
+				continue
+			}
+			for _, word := range strings.Fields(value) {
+				out[word] = append(out[word], DiskUser{m.Self, m.Name, m.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff})
 			}
 		}
 	}

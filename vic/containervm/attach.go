@@ -232,7 +232,7 @@ func (a *Attachment) run(ctx context.Context) (tether.Exit, error) {
 			return exit, tether.ErrDetached
 		case o.status.Boot == "":
 			return exit, fault.Wrap(op, a.vm.Ref(), err)
-		case failed[o.status.Boot] > maxTries:
+		case failed[o.status.Boot] > maxTries, errors.Is(err, tether.ErrRefused):
 			return exit, fault.Wrap(op, a.vm.Ref(), err)
 		}
 		a.vm.c.Logger().Debug("trying again to reach the guest", "container", a.vm.name, "reason", err)

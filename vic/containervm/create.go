@@ -103,6 +103,9 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		&types.OptionValue{Key: keyCreated, Value: created},
 		&types.OptionValue{Key: keyStopped, Value: notStopped},
 	}
+	if ids := s.volumeIDs(); ids != "" {
+		extra = append(extra, &types.OptionValue{Key: vsphere.KeyVolumes, Value: ids})
+	}
 	devices, err := s.devices()
 	if err != nil {
 		return nil, err

@@ -28,8 +28,8 @@ const (
 // Dial connects to the tether of a running container; the caller closes the
 // client. A container that does not run is vic.ErrState; a guest that has not
 // said yet where it can be reached, or does not answer there, is
-// vic.ErrUnavailable; one that says that it is reached where no guest may be is
-// vic.ErrDenied.
+// vic.ErrUnavailable; one that says that it is reached where no guest may be, or
+// does not trust the client's authority, is vic.ErrDenied.
 //
 // The guest must show the host key that it published by guestinfo. That key is
 // a claim of the guest: it proves that the network leads to that VM, not that
@@ -100,7 +100,7 @@ func (v *VM) dialNow(ctx context.Context, info Info) (*tether.Client, error) {
 		return nil, errNotToldYet()
 	}
 	t, err := dial(ctx, v.c, v.id, st, r)
-	if err == nil || !r.serial || ctx.Err() != nil {
+	if err == nil || !r.serial || errors.Is(err, tether.ErrRefused) || ctx.Err() != nil {
 		return t, err
 	}
 	signer, e := newSigner(v.c, v.id)
@@ -111,11 +111,15 @@ func (v *VM) dialNow(ctx context.Context, info Info) (*tether.Client, error) {
 	if e == nil {
 		return t, nil
 	}
+	kind := vic.ErrUnavailable
+	if errors.Is(e, tether.ErrRefused) {
+		kind = vic.ErrDenied
+	}
 	e = fmt.Errorf("serial port: %w", e)
 	if len(st.Addresses) > 0 {
 		e = errors.Join(err, e)
 	}
-	return nil, fault.As(vic.ErrUnavailable, e)
+	return nil, fault.As(kind, e)
 }
 
 func errNotToldYet() error {
@@ -153,7 +157,10 @@ func dial(ctx context.Context, c *vic.Client, id string, st tether.Status, r rea
 		}
 	}
 	err = errors.Join(errs...)
-	if len(addresses) > 0 {
+	switch {
+	case errors.Is(err, tether.ErrRefused): // It is the guest, and it will not think better of it.
+		err = fault.As(vic.ErrDenied, err)
+	case len(addresses) > 0:
 		err = fault.As(vic.ErrUnavailable, err)
 	}
 	return nil, err
@@ -169,10 +176,14 @@ func dialOne(ctx context.Context, c *vic.Client, address string, cfg tether.Clie
 	return tether.NewClient(ctx, conn, cfg)
 }
 
+func errNoAuthority() error {
+	return fault.Of(vic.ErrInvalid, "the client has no Authority, so no guest believes it")
+}
+
 func newSigner(c *vic.Client, id string) (ssh.Signer, error) {
 	a := c.Authority()
 	if a == nil {
-		return nil, fault.Of(vic.ErrInvalid, "the client has no Authority, so no guest believes it")
+		return nil, errNoAuthority()
 	}
 	return tether.NewControllerSigner(a, id, certificateLife)
 }

@@ -138,7 +138,8 @@ func (v *VM) Top(ctx context.Context) (all []tether.ProcessInfo, err error) {
 	return all, err
 }
 
-// Stats tells what a running container uses.
+// Stats tells what a running container uses, by its guest. Of one that does not
+// answer HostStats tells something.
 func (v *VM) Stats(ctx context.Context) (s tether.Stats, err error) {
 	err = v.ask(ctx, "measure container", func(t *tether.Client) error {
 		s, err = t.Stats(ctx)

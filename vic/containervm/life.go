@@ -36,10 +36,12 @@ func (v *VM) Start(ctx context.Context) error {
 	return fault.Wrap("start container", v.Ref(), err)
 }
 
-// Kill sends a signal to the main process, or, with SIGKILL or where the guest
-// cannot be reached, powers the VM off. An empty name is SIGKILL. A container
-// that does not run is vic.ErrState. Signals that mean that the container is to
-// stop (see tether.Container.Signal) end its restarting, too.
+// Kill sends a signal to the main process. Where the guest cannot be reached,
+// SIGKILL powers the VM off, and others are vic.ErrUnavailable. An empty name is
+// SIGKILL. A container that does not run is vic.ErrState. Signals that mean that the
+// container is to stop (see tether.Container.Signal) end its restarting, too. Where
+// another process has the only way to the guest, a serial line, it is asked by
+// guestinfo, within some ten seconds (see tether.Request).
 func (v *VM) Kill(ctx context.Context, signal string) error {
 	const op = "kill container"
 	if signal == "" {
@@ -61,19 +63,16 @@ func (v *VM) Kill(ctx context.Context, signal string) error {
 			return fault.Wrap(op, v.Ref(), err)
 		}
 	}
+	direct := func(t *tether.Client) error { return t.Signal(ctx, signal) }
 	dial := v.dial
 	if n == 9 {
 		dial = v.dialNow // vSphere kills as well
 	}
-	t, err := dial(ctx, info)
-	if err != nil {
-		if n == 9 && errors.Is(err, vic.ErrUnavailable) {
-			return v.powerOff(ctx, op)
-		}
-		return fault.Wrap(op, v.Ref(), err)
+	err = v.instruct(ctx, info, dial, direct, tether.Request{Signal: signal})
+	if n == 9 && (errors.Is(err, vic.ErrUnavailable) || errors.Is(err, tether.ErrRefused)) {
+		return v.powerOff(ctx, op)
 	}
-	defer t.Close()
-	return fault.Wrap(op, v.Ref(), guestError(t.Signal(ctx, signal)))
+	return fault.Wrap(op, v.Ref(), guestError(err))
 }
 
 // StopOptions say how to stop; the zero value uses the container's own signal
@@ -91,7 +90,9 @@ const slack = 10 * time.Second
 // Stop asks the main process to end, kills it after the grace, and returns
 // when the VM is off. The guest does not start the process again. A guest that
 // cannot be reached, or does not power off in time, is powered off, and so is a VM
-// that is suspended. A container that does not run is no error.
+// that is suspended. A container that does not run is no error. Where another
+// process has the only way to the guest, a serial line, the guest is asked by
+// guestinfo instead, which takes some ten seconds more (see tether.Request).
 func (v *VM) Stop(ctx context.Context, o *StopOptions) error {
 	const op = "stop container"
 	info, err := v.Inspect(ctx)
@@ -131,13 +132,15 @@ func (v *VM) stop(ctx context.Context, op string, info Info, o *StopOptions) (In
 	if o.Grace != nil {
 		grace, bound = max(0, *o.Grace), max(0, *o.Grace)
 	}
+	if info.reach.serial {
+		bound += lineWait + requestWait
+	}
 	wctx, cancel := context.WithTimeout(ctx, bound+slack)
 	defer cancel()
-	t, err := v.dial(wctx, info)
-	if err == nil {
-		_, err = t.Stop(wctx, o.Signal, grace)
-		t.Close()
-	}
+	err := v.instruct(wctx, info, v.dial, func(t *tether.Client) error {
+		_, err := t.Stop(wctx, o.Signal, grace)
+		return err
+	}, tether.Request{Stop: true, Signal: o.Signal, Grace: grace})
 	if err == nil || errors.Is(err, tether.ErrNotRunning) {
 		var end Info
 		if end, err = v.Wait(wctx); err == nil {

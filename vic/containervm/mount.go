@@ -3,6 +3,7 @@ package containervm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -32,8 +33,10 @@ type Mount struct {
 	Tmpfs *tether.Tmpfs
 
 	// Volume is the name of the volume, and Anonymous whether it goes with the
-	// container; both are only told again, by Info.
+	// container; both are only told again, by Info. VolumeID is that of one on an NFS
+	// server (see volumestore.Volume.ID), by which vSphere tells who has it.
 	Volume    string
+	VolumeID  string
 	Anonymous bool
 	// Subpath and NoCopy are as in tether.Volume.
 	Subpath string
@@ -67,6 +70,9 @@ func (m *Mount) check() error {
 	if kinds != 1 {
 		return errors.New("want one of Disk, NFS and Tmpfs")
 	}
+	if m.VolumeID != "" && (m.NFS == nil || strings.ContainsAny(m.VolumeID, " \t\n")) {
+		return fmt.Errorf("VolumeID %.80q: it is for NFS, and one word", m.VolumeID)
+	}
 	if m.Tmpfs != nil && (m.Subpath != "" || m.NoCopy || m.Volume != "") {
 		return errors.New("Volume, Subpath and NoCopy are for volumes, not for a tmpfs")
 	}
@@ -93,6 +99,17 @@ func (s *Spec) volumeUnits() map[string]int {
 		next++
 	}
 	return units
+}
+
+// volumeIDs is the value of vsphere.KeyVolumes.
+func (s *Spec) volumeIDs() string {
+	var ids []string
+	for _, m := range s.Mounts {
+		if m.VolumeID != "" && !slices.Contains(ids, m.VolumeID) {
+			ids = append(ids, m.VolumeID)
+		}
+	}
+	return strings.Join(ids, " ")
 }
 
 func (m *Mount) config(units map[string]int) tether.Mount {

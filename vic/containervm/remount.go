@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/object"
@@ -218,7 +219,8 @@ type hardware struct {
 	config     tether.Config
 	version    string // that vSphere gives the state
 	devices    object.VirtualDeviceList
-	controller int32 // of the disks
+	controller int32    // of the disks
+	volumes    []string // see vsphere.KeyVolumes
 }
 
 func (v *VM) hardware(ctx context.Context) (*hardware, error) {
@@ -238,6 +240,12 @@ func (v *VM) hardware(ctx context.Context) (*hardware, error) {
 	}
 	if err := json.Unmarshal([]byte(st.info.config), &st.config); err != nil {
 		return nil, fault.Of(vic.ErrInvalid, "its configuration: %v", err)
+	}
+	for _, o := range m.Config.ExtraConfig {
+		if kv := o.GetOptionValue(); kv.Key == vsphere.KeyVolumes {
+			s, _ := kv.Value.(string)
+			st.volumes = strings.Fields(s)
+		}
 	}
 	return st, nil
 }
@@ -334,6 +342,9 @@ func (st *hardware) attach(m *Mount) (tether.Mount, *types.VirtualMachineConfigS
 		return mount, nil, err
 	}
 	spec.DeviceChange = add
+	if id := m.VolumeID; id != "" && !slices.Contains(st.volumes, id) {
+		spec.ExtraConfig = append(spec.ExtraConfig, volumesOption(append(slices.Clone(st.volumes), id)))
+	}
 	return mount, spec, nil
 }
 
@@ -346,8 +357,18 @@ func (st *hardware) detach(target string) (*types.VirtualMachineConfigSpec, erro
 	gone := st.config.Mounts[i].Volume
 	left := slices.Delete(slices.Clone(st.config.Mounts), i, i+1)
 	spec, err := st.withMounts(left)
-	if err != nil || gone == nil || gone.NFS != nil {
+	if err != nil || gone == nil {
 		return spec, err
+	}
+	if gone.NFS != nil {
+		// The ID is the end of the directory's name.
+		is := func(id string) bool { return strings.HasSuffix(gone.NFS.Dir, "-"+id) }
+		if slices.ContainsFunc(st.volumes, is) && !slices.ContainsFunc(left, func(m tether.Mount) bool {
+			return m.Volume != nil && m.Volume.NFS != nil && m.Volume.NFS.Dir == gone.NFS.Dir
+		}) {
+			spec.ExtraConfig = append(spec.ExtraConfig, volumesOption(slices.DeleteFunc(slices.Clone(st.volumes), is)))
+		}
+		return spec, nil
 	}
 	if slices.ContainsFunc(left, func(m tether.Mount) bool {
 		return m.Volume != nil && m.Volume.NFS == nil && m.Volume.Unit == gone.Unit
@@ -360,6 +381,10 @@ func (st *hardware) detach(target string) (*types.VirtualMachineConfigSpec, erro
 		}
 	}
 	return spec, nil
+}
+
+func volumesOption(ids []string) *types.OptionValue {
+	return &types.OptionValue{Key: vsphere.KeyVolumes, Value: strings.Join(ids, " ")}
 }
 
 // withMounts is the configuration with other mounts. What a newer release has

@@ -92,7 +92,7 @@ type Spec struct {
 	// Serial gives the VM a network serial port, over which controllers reach
 	// the guest where they do not by its NICs. It is dialled at the VM's host
 	// (see vic.Config.DialHost), carries some 0.5 MB/s, and one process at a
-	// time; the next waits for it. Hosts need the firewall's rule set "VM serial
+	// time; the next waits for it, but for Stop and Kill, which find another way. Hosts need the firewall's rule set "VM serial
 	// port connected over network".
 	Serial bool
 
@@ -204,7 +204,7 @@ func (s *Spec) config() (*tether.Config, error) {
 		args = s.Args
 	}
 	c := &tether.Config{
-		Version: 1, ID: s.ID, Authority: s.Owner.Authority,
+		Version: 1, ID: s.ID, Authority: s.Owner.Authority, Authorities: s.Owner.Authorities,
 		Root: tether.Disk{Unit: 0},
 		Process: tether.Process{
 			Args: append(append([]string{}, entry...), args...),

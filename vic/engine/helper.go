@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto"
 	"encoding/json"
 	"fmt"
 
@@ -19,7 +20,7 @@ import (
 func Helper(c *vic.Client, o vic.Owner) *imagestore.HelperSpec {
 	return &imagestore.HelperSpec{
 		BootISO: o.BootISO, Pool: o.Pool, Folder: o.Folder, NIC: o.NIC,
-		Guest: helperGuest{c: c, authority: o.Authority},
+		Guest: helperGuest{c: c},
 	}
 }
 
@@ -35,16 +36,23 @@ func withHelper(c *vic.Client, o vic.Owner, images *imagestore.Options) *imagest
 	return &out
 }
 
-// helperGuest is the tether of helper VMs.
+// helperGuest is the tether of helper VMs. They serve the process that made them,
+// so they trust its authority and no other.
 type helperGuest struct {
-	c         *vic.Client
-	authority string
+	c *vic.Client
 }
 
 // Options implements imagestore.Guest.
 func (g helperGuest) Options(id string, nic vic.NIC) (map[string]string, error) {
+	if g.c.Authority() == nil {
+		return nil, fault.Of(vic.ErrInvalid, "the client has no Authority: its helper VM would not let it in")
+	}
+	authorities, err := authorizedKeys([]crypto.PublicKey{g.c.Authority().Public()})
+	if err != nil {
+		return nil, err
+	}
 	cfg := tether.Config{
-		Version: 1, ID: id, Authority: g.authority, Hostname: "helper", Apply: &tether.Apply{},
+		Version: 1, ID: id, Authority: authorities[0], Hostname: "helper", Apply: &tether.Apply{},
 		NICs: []tether.NIC{{MAC: nic.MAC, Address: nic.Address, Gateway: nic.Gateway}}, DNS: nic.DNS,
 	}
 	if err := cfg.Validate(); err != nil {

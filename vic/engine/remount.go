@@ -7,6 +7,7 @@ import (
 	"path"
 
 	"github.com/vicsdk/vic-go/internal/fault"
+	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/volumestore"
@@ -21,7 +22,13 @@ func (e *Engine) AttachVolume(ctx context.Context, vm *containervm.VM, m VolumeM
 	if err != nil {
 		return err
 	}
-	err = vm.AttachMount(ctx, mount)
+	if err = vm.AttachMount(ctx, mount); err == nil {
+		if err = e.stands(ctx, mount); err != nil {
+			dctx, cancel := vsphere.Detached(ctx)
+			defer cancel()
+			err = errors.Join(err, vm.DetachMount(dctx, mount.Target))
+		}
+	}
 	if err != nil && m.Volume == "" {
 		return e.undoVolumes(ctx, []string{mount.Volume}, err)
 	}

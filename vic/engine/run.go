@@ -81,7 +81,9 @@ func (e *Engine) create(ctx context.Context, s RunSpec, img *imagestore.Image) (
 		s.Container.Mounts = mounts
 		var vm *containervm.VM
 		if vm, err = e.createVM(ctx, s, img); err == nil {
-			return vm, nil
+			if err = e.confirm(ctx, vm, mounts); err == nil {
+				return vm, nil
+			}
 		}
 	}
 	return nil, e.undoVolumes(ctx, made, err)

@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,11 +99,40 @@ func TestNoNetwork(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Errorf("the process that waited: %v", err)
 	}
+
+	// One that does not let go of the line keeps nobody from sending signals and from
+	// stopping: these come by guestinfo, and the process ends by itself.
+	held, err := other.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := vm.Kill(ctx, "SIGHUP"); err != nil {
+		t.Errorf("a signal while another process has the line: %v", err)
+	}
+	logShows(t, ctx, held, "ready\nhangup\nhangup\nhangup\n")
+	// What the VM uses its host tells.
+	stats, err := vm.HostStats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rss := residentOf(t, e.Lab.Dir(), vm.Name()); stats.MemoryConsumed < rss*3/4 || stats.MemoryConsumed > rss*5/4 {
+		t.Errorf("it tells %d bytes of memory, the process has %d", stats.MemoryConsumed, rss)
+	}
+	if stats.CPUMHz <= 0 || stats.CPUPercent <= 0 || stats.Interval < time.Second || time.Since(stats.Time).Abs() > time.Minute || !slices.Contains(stats.Missing, "net.received.average") {
+		t.Errorf("the host tells %+v", stats)
+	}
+	if err := vm.Kill(ctx, "SIGNONE"); !errors.Is(err, vic.ErrInvalid) {
+		t.Errorf("no signal: %v", err)
+	}
 	if err := vm.Stop(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := vm.Inspect(ctx); err != nil || info.ExitCode != 3 || !info.Known {
 		t.Errorf("after the stop: %+v, %v", info, err)
+	}
+	if _, err := vm.HostStats(ctx); !errors.Is(err, vic.ErrState) {
+		t.Errorf("a VM that is off is measured: %v", err)
 	}
 	if err := vm.Delete(ctx, false); err != nil {
 		t.Fatal(err)
@@ -162,6 +194,46 @@ func (c *cut) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:min(len(p), c.left)])
 	c.left -= n
 	return n, err
+}
+
+// residentOf is the resident memory of a VM's QEMU, as the kernel tells it.
+func residentOf(t *testing.T, dir, name string) int64 {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		b, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(b, []byte("guest="+name)) || !bytes.Contains(b, []byte(dir)) {
+			continue
+		}
+		status, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
+		_, rest, _ := bytes.Cut(status, []byte("VmRSS:"))
+		words := bytes.Fields(rest)
+		if len(words) > 0 {
+			n, _ := strconv.ParseInt(string(words[0]), 10, 64)
+			return n << 10
+		}
+	}
+	t.Fatalf("no QEMU of %s", name)
+	return 0
+}
+
+// logShows waits until the guest's log shows a text.
+func logShows(t *testing.T, ctx context.Context, c *tether.Client, want string) {
+	t.Helper()
+	l, err := c.Logs(ctx, tether.LogOptions{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for got := ""; got != want; {
+		e, err := l.Next()
+		if got += string(e.Data); err != nil || !strings.HasPrefix(want, got) {
+			t.Fatalf("the log shows %q, not %q: %v", got, want, err)
+		}
+	}
 }
 
 // dialPort connects to the serial line of a VM as anybody could.

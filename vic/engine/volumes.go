@@ -76,7 +76,7 @@ func (e *Engine) volumeMount(ctx context.Context, m VolumeMount) (containervm.Mo
 		return containervm.Mount{}, err
 	}
 	return containervm.Mount{
-		Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(),
+		Target: m.Target, ReadOnly: m.ReadOnly, Disk: v.Disk(), NFS: nfsOf(v), VolumeID: v.ID(),
 		Volume: v.Name(), Anonymous: v.Info().Anonymous, Subpath: m.Subpath, NoCopy: m.NoCopy,
 	}, nil
 }

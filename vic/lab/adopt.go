@@ -109,7 +109,7 @@ func (l *Lab) reach(ctx context.Context, m *machine, vm *simulator.VirtualMachin
 	if err != nil {
 		return nil, err
 	}
-	q := &qemu{done: make(chan struct{}), served: make(chan struct{}), ports: map[int32]*port{}}
+	q := &qemu{pid: pid, done: make(chan struct{}), served: make(chan struct{}), ports: map[int32]*port{}}
 	q.kill = func() { _ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) }
 	if marked(pid, l.run.Name()) != m.ref.Value {
 		_ = unix.Close(fd)

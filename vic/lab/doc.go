@@ -30,6 +30,12 @@
 // that the guest gave them. "info-set guestinfo.ip A" is how VMware Tools
 // report an address: it sets guest.ipAddress and guest.net.
 //
+// # Performance counters
+//
+// QueryPerf has cpu.usagemhz, cpu.usage and mem.consumed of VMs that run, as this
+// machine's kernel counts them of the VM's QEMU, devices and all. There is one sample,
+// of the present. Other counters are not available.
+//
 // # Restarts
 //
 // The inventory is kept in the lab's directory and is there again on the next

@@ -218,6 +218,7 @@ func (l *Lab) takeOver() {
 	l.override("Datastore", &datastoreHandler{l.newBase("datastore")})
 	l.override("Datacenter", &datacenterHandler{l.newBase("datacenter")})
 	l.override("Folder", &folderHandler{l.newBase("folder")})
+	l.override("PerformanceManager", &perfHandler{l.newBase("perf")})
 	l.override("VirtualMachine", &vmHandler{l.newBase("vm")})
 	l.override("VirtualMachineSnapshot", &snapshotHandler{l.newBase("snapshot")})
 	l.reg.AddHandler(&observer{l.newBase("observer")})

@@ -23,12 +23,21 @@ type machine struct {
 
 	noted labState // see Lab.note
 
+	readings readings
+
 	// What follows belongs to whoever holds power.
 	power sync.Mutex
 	on    bool
 	q     *qemu      // nil where the lab boots nothing
 	write []location // files locked for the running VM
 	read  []location
+}
+
+// readings are what a VM's QEMU has used by times of the last seconds, oldest first.
+type readings struct {
+	mu  sync.Mutex
+	pid int
+	all []reading
 }
 
 // take makes the machine busy with a task.

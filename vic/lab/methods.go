@@ -29,6 +29,8 @@ var supported = set(`
 	RewindCollector ResetCollector DestroyCollector SetCollectorPageSize
 	CancelTask
 
+	QueryAvailablePerfMetric QueryPerf
+
 	QueryOptions QueryConfigOption QueryConfigOptionEx QueryConfigOptionDescriptor QueryConfigTarget QueryTargetCapabilities
 	RetrieveRolePermissions RetrieveAllPermissions RetrieveEntityPermissions
 	HasPrivilegeOnEntities HasPrivilegeOnEntity HasUserPrivilegeOnEntities FetchUserPrivilegeOnEntities

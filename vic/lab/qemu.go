@@ -21,6 +21,7 @@ import (
 // A qemu is a running VM's process.
 type qemu struct {
 	kill    func()
+	pid     int
 	qmp     *qmp
 	rpc     net.Conn
 	served  chan struct{} // closed when the guest RPC server has ended
@@ -87,7 +88,7 @@ func (l *Lab) startQEMU(ctx context.Context, m *machine, vm *simulator.VirtualMa
 	if err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
-	q.kill = func() { _ = cmd.Process.Kill() }
+	q.kill, q.pid = func() { _ = cmd.Process.Kill() }, cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
 		if !cmd.ProcessState.Success() {

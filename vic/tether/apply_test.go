@@ -50,7 +50,7 @@ func newHelper(t *testing.T, d *memoryDisk) (*guest, *tether.Applier) {
 	})
 	var err error
 	g.server, err = tether.NewServer(tether.ServerConfig{
-		HostKey: g.hostKey, Authority: sshKey(t, g.authority).PublicKey(), ID: testID,
+		HostKey: g.hostKey, Authorities: []ssh.PublicKey{sshKey(t, g.authority).PublicKey()}, ID: testID,
 		Container: tether.NewContainer(tether.Config{Version: 1, ID: testID, Apply: &tether.Apply{}}, "boot"), Applier: a,
 	})
 	if err != nil {

@@ -67,9 +67,13 @@ func NewControllerSigner(authority crypto.Signer, id string, validity time.Durat
 	return ssh.NewCertSigner(cert, signer)
 }
 
-// checkController accepts certificates of the authority for this container.
-func checkController(authority ssh.PublicKey, id string, now func() time.Time) func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
-	want := authority.Marshal()
+// authorityOf finds, in a connection's permissions, the key that certified its
+// controller.
+type authorityOf struct{}
+
+// checkController accepts certificates of authorities that are trusted, for this
+// container.
+func checkController(trusted func(ssh.PublicKey) bool, id string, now func() time.Time) func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
 	return func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 		cert, ok := key.(*ssh.Certificate)
 		if !ok {
@@ -89,16 +93,16 @@ func checkController(authority ssh.PublicKey, id string, now func() time.Time) f
 			}
 		}
 		checker := ssh.CertChecker{
-			IsUserAuthority: func(k ssh.PublicKey) bool { return bytes.Equal(k.Marshal(), want) },
+			IsUserAuthority: trusted,
 			Clock:           func() time.Time { return withinValidity(now(), cert) },
 		}
 		if !checker.IsUserAuthority(cert.SignatureKey) {
-			return nil, errors.New("the certificate is not of the controllers' authority")
+			return nil, errors.New("the certificate is of no authority that is trusted with controllers")
 		}
 		if err := checker.CheckCert(principal, cert); err != nil {
 			return nil, err
 		}
-		return &cert.Permissions, nil
+		return &ssh.Permissions{ExtraData: map[any]any{authorityOf{}: string(cert.SignatureKey.Marshal())}}, nil
 	}
 }
 
@@ -135,5 +139,10 @@ func pinHostKey(authorized string) (ssh.HostKeyCallback, error) {
 	}, nil
 }
 
-// ErrHostKey reports a guest that has another host key than it published.
-var ErrHostKey = errors.New("the guest's host key is not the published one")
+// Sentinels of a greeting that fails.
+var (
+	// ErrHostKey: the guest has another host key than it published.
+	ErrHostKey = errors.New("the guest's host key is not the published one")
+	// ErrRefused: the guest does not let this controller in.
+	ErrRefused = errors.New("the guest refuses this controller: it trusts another authority, or the clocks are apart")
+)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,7 +54,8 @@ type connection struct {
 }
 
 // NewClient greets the guest at the other end of conn, for at most ten seconds
-// and within ctx. It takes over conn, also where it fails.
+// and within ctx. It takes over conn, also where it fails. A guest with another
+// host key is ErrHostKey, one that does not let the controller in ErrRefused.
 func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, error) {
 	check, err := pinHostKey(c.HostKey)
 	if err == nil && c.Signer == nil {
@@ -86,6 +88,9 @@ func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, err
 	}
 	if err != nil {
 		_ = conn.Close()
+		if strings.Contains(err.Error(), "unable to authenticate") { // It has no type.
+			err = fmt.Errorf("%w (%w)", ErrRefused, err)
+		}
 		return nil, fmt.Errorf("tether: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{})

@@ -31,8 +31,11 @@ type Config struct {
 	// ID of the container, 64 hexadecimal digits.
 	ID string `json:"id"`
 	// Authority is the public key of the controllers' certificate authority in
-	// authorized_keys form. Controllers show a certificate signed by it.
-	Authority string `json:"authority"`
+	// authorized_keys form. Controllers show a certificate signed by it, or by one
+	// of Authorities, which are trusted beside it. What the guest trusts while it
+	// runs, Client.SetAuthorities changes.
+	Authority   string   `json:"authority"`
+	Authorities []string `json:"authorities,omitempty"`
 	// Root is the disk that holds the container's filesystem.
 	Root Disk `json:"root"`
 	// Process is the container's main process.
@@ -132,6 +135,9 @@ type Stop struct {
 	// Zero means ten seconds.
 	Grace time.Duration `json:"grace,omitempty"`
 }
+
+// Trusted are all of the authorities, Authority first.
+func (c *Config) Trusted() []string { return append([]string{c.Authority}, c.Authorities...) }
 
 // Validate tells the first field that cannot be right, by its name in JSON.
 func (c *Config) Validate() error {

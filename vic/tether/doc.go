@@ -9,9 +9,10 @@
 // a reliable byte stream, a net.Conn. The stream carries SSH (RFC 4251 to
 // 4254) with the guest as server. A guest makes a host key at each boot and
 // publishes it in its [Status]; the client takes that key and no other. The
-// guest takes no password and no plain key, only user certificates that the
+// guest takes no password and no plain key, only user certificates that an
 // authority of its [Config] signed (OpenSSH PROTOCOL.certkeys) for the
-// container's ID or for [ControllerPrincipal].
+// container's ID or for [ControllerPrincipal]. A controller that it lets in may
+// change these authorities (see [Client.SetAuthorities]).
 //
 // # What travels
 //

@@ -75,6 +75,9 @@ func (s *Status) check() error {
 	case len(s.Timeline) > maxStages:
 		return fmt.Errorf("%w: timeline: %d stages, more than %d", ErrInvalid, len(s.Timeline), maxStages)
 	}
+	if a := s.Answered; a != nil && a.Error != nil {
+		a.Error.Code, a.Error.Message = plain(a.Error.Code), plain(a.Error.Message)
+	}
 	for i, r := range s.Runs {
 		if r.ExitCode < 0 || r.ExitCode > 255 {
 			return fmt.Errorf("%w: runs[%d].exitCode: %d is not between 0 and 255", ErrInvalid, i, r.ExitCode)

@@ -95,7 +95,7 @@ func newGuestWith(t testing.TB, change func(*tether.Config), with func(*tether.S
 	g.container = tether.NewContainer(config, "boot")
 	g.output = tether.NewRecorder(f, 0)
 	server := tether.ServerConfig{
-		HostKey: g.hostKey, Authority: sshKey(t, g.authority).PublicKey(), ID: testID,
+		HostKey: g.hostKey, Authorities: []ssh.PublicKey{sshKey(t, g.authority).PublicKey()}, ID: testID,
 		Container: g.container, Output: g.output,
 	}
 	with(&server)

@@ -59,6 +59,13 @@ type NFS struct {
 	// 0 asks its port mapper, and is 2049 with version 4.
 	Port      int `json:"port,omitempty"`
 	MountPort int `json:"mountPort,omitempty"`
+	// Dir, where it is not empty, is the name of a directory in Path that is mounted
+	// instead of Path. Where it is not there it is made, by the user UID and the
+	// group GID, whose it is then: servers that take root for nobody (root_squash)
+	// let them, where Path is theirs.
+	Dir string `json:"dir,omitempty"`
+	UID uint32 `json:"uid,omitempty"`
+	GID uint32 `json:"gid,omitempty"`
 }
 
 // Tmpfs is an empty filesystem in the VM's memory, gone with its power-off.
@@ -180,6 +187,10 @@ func (n *NFS) Validate() error {
 		return fmt.Errorf("server: %.80q is neither an address nor a name", n.Server)
 	case !path.IsAbs(n.Path) || path.Clean(n.Path) != n.Path || len(n.Path) > 1023 || strings.IndexByte(n.Path, 0) >= 0:
 		return fmt.Errorf("path: %.100q is no clean absolute path", n.Path)
+	case n.Dir == "." || n.Dir == ".." || len(n.Dir) > 255 || strings.ContainsAny(n.Dir, "/\x00"):
+		return fmt.Errorf("dir: %.100q is no name of a directory", n.Dir)
+	case n.Dir == "" && (n.UID != 0 || n.GID != 0):
+		return fmt.Errorf("uid, gid: they are for dir, which is empty")
 	case n.Port < 0 || n.Port > 65535:
 		return fmt.Errorf("port: %d is not between 0 and 65535", n.Port)
 	case n.MountPort < 0 || n.MountPort > 65535:

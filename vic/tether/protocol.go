@@ -105,6 +105,8 @@ const (
 	methodHealth   = "health"
 	methodPowerOff = "poweroff"
 
+	methodAuthorities = "authorities"
+
 	methodPause   = "pause"
 	methodUnpause = "unpause"
 	methodTop     = "top"

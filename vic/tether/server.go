@@ -15,11 +15,11 @@ import (
 
 // ServerConfig is what a Server serves and to whom.
 type ServerConfig struct {
-	HostKey   ssh.Signer
-	Authority ssh.PublicKey // of the controllers' certificates
-	ID        string        // of the container, a principal
-	Container *Container
-	Output    *Recorder // nil where Applier is set
+	HostKey     ssh.Signer
+	Authorities []ssh.PublicKey // of the controllers' certificates, until SetAuthorities
+	ID          string          // of the container, a principal
+	Container   *Container
+	Output      *Recorder // nil where Applier is set
 	// Applier makes the server that of a helper VM: it takes runs for disks,
 	// tells Container's status, and does nothing else.
 	Applier *Applier
@@ -32,6 +32,9 @@ type ServerConfig struct {
 	Mounter Mounter
 	// Files are the container's; nil hands out none.
 	Files Files
+	// Now tells the time by which controllers' certificates are judged; nil is
+	// time.Now.
+	Now func() time.Time
 	// Changed is called after a controller paused or unpaused the container; nil
 	// calls nothing.
 	Changed func()
@@ -48,12 +51,16 @@ type Server struct {
 	// fileSlots bounds who works on files at once.
 	fileSlots chan struct{}
 
+	taking sync.Mutex
+	taken  int64 // when the last Request was made that was taken
+
 	mu        sync.Mutex
-	starting  []net.Conn            // handshakes, oldest first
-	conns     map[net.Conn]struct{} // authenticated
-	open      int                   // attachments, waits and streams that will want the end
-	delivered bool                  // one has got it
-	changed   chan struct{}         // closed and made anew when open or delivered changes
+	trusted   map[string]bool     // authorities, in SSH's wire form
+	starting  []net.Conn          // handshakes, oldest first
+	conns     map[net.Conn]string // authenticated, and who certified them
+	open      int                 // attachments, waits and streams that will want the end
+	delivered bool                // one has got it
+	changed   chan struct{}       // closed and made anew when open or delivered changes
 }
 
 // NewServer checks the configuration.
@@ -61,26 +68,31 @@ func NewServer(c ServerConfig) (*Server, error) {
 	switch {
 	case c.HostKey == nil:
 		return nil, fmt.Errorf("%w: HostKey: missing", ErrInvalid)
-	case c.Authority == nil:
-		return nil, fmt.Errorf("%w: Authority: missing", ErrInvalid)
+	case len(c.Authorities) == 0:
+		return nil, fmt.Errorf("%w: Authorities: missing", ErrInvalid)
 	case c.Container == nil:
 		return nil, fmt.Errorf("%w: Container: missing", ErrInvalid)
 	case c.Output == nil && c.Applier == nil:
 		return nil, fmt.Errorf("%w: Output: missing", ErrInvalid)
 	}
 	s := &Server{config: c, log: c.Logger, execs: newExecs(c.Container, c.Executor), fileSlots: make(chan struct{}, maxFileOps),
-		conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}
+		conns: make(map[net.Conn]string), changed: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	now := c.Now
+	if now == nil {
+		now = time.Now
 	}
 	s.ssh = &ssh.ServerConfig{
 		Config:                  algorithms(),
 		MaxAuthTries:            2,
 		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256}, // of the certified keys
-		PublicKeyCallback:       checkController(c.Authority, c.ID, time.Now),
+		PublicKeyCallback:       checkController(s.trusts, c.ID, now),
 		ServerVersion:           "SSH-2.0-vic-tether",
 	}
 	s.ssh.AddHostKey(c.HostKey)
+	s.trust(c.Authorities)
 	return s, nil
 }
 
@@ -131,16 +143,20 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 	keepAlive(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
-	if !s.authenticated(conn, err == nil) {
+	authority := ""
+	if err == nil {
+		authority, _ = sc.Permissions.ExtraData[authorityOf{}].(string)
+	}
+	if !s.authenticated(conn, authority) {
 		if err == nil {
-			err = fmt.Errorf("more than %d connections", maxConnections)
+			err = fmt.Errorf("more than %d connections, or its authority is trusted no more", maxConnections)
 		}
 		s.log.Warn("controller refused", "from", conn.RemoteAddr(), "reason", err)
 		return
 	}
 	defer s.gone(conn)
 	_ = conn.SetDeadline(time.Time{})
-	c := &serverConn{server: s, conn: sc}
+	c := &serverConn{server: s, conn: sc, authority: authority}
 	c.serve(ctx, channels, requests)
 }
 
@@ -184,7 +200,9 @@ func machine(conn net.Conn) string {
 	return ""
 }
 
-func (s *Server) authenticated(conn net.Conn, ok bool) bool {
+// authenticated ends a handshake, of a controller that authority certified, or of
+// one that failed where that is empty.
+func (s *Server) authenticated(conn net.Conn, authority string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, c := range s.starting {
@@ -193,11 +211,11 @@ func (s *Server) authenticated(conn net.Conn, ok bool) bool {
 			break
 		}
 	}
-	if !ok || len(s.conns) >= maxConnections {
+	if !s.trusted[authority] || len(s.conns) >= maxConnections {
 		s.touch()
 		return false
 	}
-	s.conns[conn] = struct{}{}
+	s.conns[conn] = authority
 	return true
 }
 

@@ -18,8 +18,9 @@ import (
 const closeTimeout = 10 * time.Second
 
 type serverConn struct {
-	server *Server
-	conn   *ssh.ServerConn
+	server    *Server
+	conn      *ssh.ServerConn
+	authority string // that certified the controller, in SSH's wire form
 }
 
 // serve handles a connection until it ends, and returns when all of its
@@ -351,6 +352,8 @@ func (c *serverConn) do(ctx context.Context, q callRequest) (any, error) {
 		return container.Wait(ctx)
 	case methodWait:
 		return container.Wait(ctx)
+	case methodAuthorities:
+		return nil, c.setAuthorities(q)
 	case methodStatus:
 		return container.Status(), nil
 	case methodTimeline:

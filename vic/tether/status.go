@@ -59,6 +59,8 @@ type Status struct {
 	// Health is the state of the health checks, without their log; nil where
 	// there are none.
 	Health *HealthStatus `json:"health,omitempty"`
+	// Answered tells of the last Request that the guest took.
+	Answered *Answer `json:"answered,omitempty"`
 	// Timeline has the stages of the guest's start, once the process has
 	// started or failed to.
 	Timeline []Stage `json:"timeline,omitempty"`

@@ -35,8 +35,8 @@ func Create(ctx context.Context, c *vic.Client, spec Spec, o Options) (*VCH, err
 	if err := spec.Validate(); err != nil {
 		return nil, fault.Wrap(op, ref, err)
 	}
-	if c.Authority() == nil {
-		return nil, fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "the client has no Authority: without one no controller could speak to the containers"))
+	if _, err := publicKey(c); err != nil {
+		return nil, fault.Wrap(op, ref, err)
 	}
 	iso, size, err := openISO(o.BootISO)
 	if err != nil {
@@ -89,9 +89,9 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		_, _ = rand.Read(b[:]) // never fails
 		spec.ID = hex.EncodeToString(b[:])
 	}
-	pub, err := ssh.NewPublicKey(c.Authority().Public())
+	authority, err := publicKey(c)
 	if err != nil {
-		return nil, nil, nil, fault.Of(vic.ErrInvalid, "Authority: %v", err)
+		return nil, nil, nil, err
 	}
 	var cr *object.ComputeResource
 	if spec.Compute == "" {
@@ -117,7 +117,8 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 	if spec.VolumeStores == nil {
 		spec.VolumeStores = map[string]string{"default": dsName}
 	}
-	volumes, err := volumePlaces(ctx, c, &spec)
+	dsRef := vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}
+	volumes, err := volumePlaces(ctx, c, &spec, dsRef)
 	if err != nil {
 		return nil, nil, nil, describe("VolumeStores", err)
 	}
@@ -126,13 +127,12 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 		return nil, nil, nil, vsphere.Judge(err)
 	}
 	at := c.Session().Files(ds.Ref, ds.Name)
-	dsRef := vic.Ref{Kind: "datastore", ID: ds.Ref.Value, Name: ds.Name}
 	return &record{
 		Version: 1, State: creating, Created: time.Now().UTC(), Spec: spec,
 		Owner: vic.Owner{
 			ID: spec.ID, Name: spec.Name, Datacenter: c.Datacenter().Name,
 			Datastore: dsRef, BootISO: at.Path(path.Join(dir(spec.Name), "bootstrap.iso")),
-			Authority: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))),
+			Authority: authority,
 			NIC:       spec.NIC, CPUs: spec.CPUs, MemoryMB: spec.MemoryMB,
 		},
 		Images:       vic.Place{Datastore: dsRef, Dir: imageDir},
@@ -142,11 +142,28 @@ func plan(ctx context.Context, c *vic.Client, spec Spec) (*record, *vsphere.File
 	}, at, root, nil
 }
 
-// volumePlaces resolves the names of the volume stores' datastores.
-func volumePlaces(ctx context.Context, c *vic.Client, spec *Spec) (map[string]vic.Place, error) {
+// publicKey is the client's authority's, in authorized_keys form.
+func publicKey(c *vic.Client) (string, error) {
+	if c.Authority() == nil {
+		return "", fault.Of(vic.ErrInvalid, "the client has no Authority: without one no controller could speak to the containers")
+	}
+	pub, err := ssh.NewPublicKey(c.Authority().Public())
+	if err != nil {
+		return "", fault.Of(vic.ErrInvalid, "Authority: %v", err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))), nil
+}
+
+// volumePlaces resolves the names of the volume stores' datastores. The records of
+// those on NFS servers lie beside the VCH's.
+func volumePlaces(ctx context.Context, c *vic.Client, spec *Spec, at vic.Ref) (map[string]vic.Place, error) {
 	out := map[string]vic.Place{}
 	seen := map[vic.Place]string{}
 	for _, label := range slices.Sorted(maps.Keys(spec.VolumeStores)) {
+		if isNFS(spec.VolumeStores[label]) {
+			out[label] = vic.Place{Datastore: at, Dir: path.Join("vic/nfs", spec.Name, label), NFS: spec.VolumeStores[label]}
+			continue
+		}
 		name, dir, _ := strings.Cut(spec.VolumeStores[label], "/")
 		if dir == "" {
 			dir = path.Join("vic/volumes", spec.Name)

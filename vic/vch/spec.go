@@ -32,7 +32,8 @@ type Spec struct {
 	ImageStore string `json:"imageStore"`
 	// VolumeStores are where volumes are kept, by label: "datastore" or
 	// "datastore/directory", which defaults to vic/volumes/NAME, NAME being the
-	// VCH's. Volumes that name no store are in the one labelled "default"; without
+	// VCH's, or a directory of an NFS server (see vic.ParseNFS), whose records are
+	// then kept on ImageStore's datastore. Volumes that name no store are in the one labelled "default"; without
 	// it, they cannot be made. Nil is one of that label on ImageStore's datastore;
 	// an empty map that is not nil is none.
 	VolumeStores map[string]string `json:"volumeStores"`
@@ -86,13 +87,21 @@ func (s *Spec) Validate() error {
 		if !labelRE.MatchString(label) {
 			return fault.Of(vic.ErrInvalid, "VolumeStores: label %.80q: want at most 64 letters, digits, '-', '_' or '.'", label)
 		}
+		if isNFS(s.VolumeStores[label]) {
+			if _, err := vic.ParseNFS(s.VolumeStores[label]); err != nil {
+				return describe("VolumeStores: "+label, err)
+			}
+			continue
+		}
 		ds, dir, hasDir := strings.Cut(s.VolumeStores[label], "/")
 		if ds == "" || strings.Contains(ds, ":") || hasDir && !cleanDir(dir) {
-			return fault.Of(vic.ErrInvalid, "VolumeStores: %q: %q: want \"datastore\" or \"datastore/directory\", a plain relative path", label, s.VolumeStores[label])
+			return fault.Of(vic.ErrInvalid, "VolumeStores: %q: %q: want \"datastore\" or \"datastore/directory\", a plain relative path, or nfs://server/path", label, s.VolumeStores[label])
 		}
 	}
 	return nil
 }
+
+func isNFS(store string) bool { return strings.HasPrefix(store, "nfs://") }
 
 func cleanDir(d string) bool {
 	if d == "" || strings.ContainsAny(d, "[]\\\x00") {

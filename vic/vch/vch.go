@@ -13,9 +13,11 @@ import (
 
 // A VCH is a virtual container host that exists.
 type VCH struct {
-	c   *vic.Client
-	rec *record
-	at  *vsphere.Files
+	c  *vic.Client
+	at *vsphere.Files
+
+	mu  sync.Mutex
+	rec *record // replaced, not changed, once the VCH is open
 }
 
 // Open looks a VCH up by name. One whose creation or deletion was not
@@ -87,17 +89,23 @@ func List(ctx context.Context, c *vic.Client) ([]Summary, error) {
 	return out, nil
 }
 
+func (h *VCH) record() *record {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.rec
+}
+
 // Owner is what makers of container VMs need to know.
-func (h *VCH) Owner() vic.Owner { return h.rec.Owner }
+func (h *VCH) Owner() vic.Owner { return h.record().Owner }
 
 // Images is where the VCH's image store is.
-func (h *VCH) Images() vic.Place { return h.rec.Images }
+func (h *VCH) Images() vic.Place { return h.record().Images }
 
 // Volumes is where the VCH's volume stores are, by label.
-func (h *VCH) Volumes() map[string]vic.Place { return maps.Clone(h.rec.Volumes) }
+func (h *VCH) Volumes() map[string]vic.Place { return maps.Clone(h.record().Volumes) }
 
 // Spec is what the VCH was made from, defaults filled in.
-func (h *VCH) Spec() Spec { return h.rec.Spec }
+func (h *VCH) Spec() Spec { return h.record().Spec }
 
 // Ref names the VCH.
-func (h *VCH) Ref() vic.Ref { return h.rec.ref() }
+func (h *VCH) Ref() vic.Ref { return h.record().ref() }

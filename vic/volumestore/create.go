@@ -45,7 +45,13 @@ func (s *Store) create(ctx context.Context, w want) (*Volume, error) {
 		Version: 1, Name: w.name, Bytes: w.bytes, Created: time.Now().UTC(),
 		Anonymous: w.anonymous, Labels: maps.Clone(w.labels), Options: maps.Clone(w.options),
 	}
-	if d.Bytes == 0 {
+	if err := p.sized(&w); err != nil {
+		return nil, err
+	}
+	switch {
+	case p.nfs != nil:
+		d.ID = newID()
+	case d.Bytes == 0:
 		d.Bytes = DefaultBytes
 	}
 	err = s.publish(ctx, p, &d)
@@ -73,6 +79,8 @@ func (w *want) fits(v *Volume) error {
 	switch {
 	case w.store != "" && w.store != v.at.label:
 		return differs("store", v.at.label, w.store)
+	case v.at.sized(w) != nil:
+		return v.at.sized(w)
 	case w.bytes != 0 && w.bytes != v.doc.Bytes:
 		return differs("size in bytes", v.doc.Bytes, w.bytes)
 	case len(w.labels) > 0 && !maps.Equal(w.labels, v.doc.Labels):
@@ -97,8 +105,10 @@ func (s *Store) publish(ctx context.Context, p *place, d *document) error {
 		if err := p.files.Put(ctx, stage+"/"+recordFile, bytes.NewReader(b), int64(len(b))); err != nil {
 			return err
 		}
-		if err := p.files.CreateThinDisk(ctx, stage+"/"+diskFile, d.Bytes); err != nil {
-			return err
+		if p.nfs == nil {
+			if err := p.files.CreateThinDisk(ctx, stage+"/"+diskFile, d.Bytes); err != nil {
+				return err
+			}
 		}
 		if !s.wants(d) {
 			return p.files.Move(ctx, stage, p.path(d.Name), false)

@@ -17,28 +17,30 @@ import (
 	"github.com/vicsdk/vic-go/vic"
 )
 
-// A User is a VM that has a volume's disk attached.
+// A User is a VM that has a volume.
 type User struct {
 	VM vic.Ref
-	// On tells that the VM is not powered off, and has the volume for itself.
+	// On tells that the VM is not powered off: a volume that is a disk it has for
+	// itself then.
 	On bool
 }
 
-// Users asks vSphere which VMs have the volume's disk.
+// Users asks vSphere which VMs have the volume.
 func (v *Volume) Users(ctx context.Context) ([]User, error) {
-	all, err := vsphere.DiskUsers(ctx, v.s.c.Session())
+	all, err := v.at.users(ctx, v.s.c, v.doc.Name, v.doc.Name)
 	if err != nil {
 		return nil, fault.Wrap("inspect", v.Ref(), err)
 	}
 	var out []User
-	for _, u := range all[v.Disk().Path] {
+	for _, u := range all {
 		out = append(out, User{VM: vic.Ref{Kind: "vm", ID: u.Ref.Value, Name: u.Name}, On: u.On})
 	}
 	return out, nil
 }
 
-// Delete deletes a volume with all that it holds. One that a VM has attached, be
-// it off, is vic.ErrInUse; one that is not there is no error.
+// Delete deletes a volume with all that it holds, but for files on an NFS server,
+// which stay (see Info.Directory). One that a VM has, be it off, is vic.ErrInUse;
+// one that is not there is no error.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	v, err := s.open(ctx, name)
 	if errors.Is(err, vic.ErrNotFound) {
@@ -53,7 +55,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 // remove takes the volume out of the store, asks again who uses it, and deletes
 // it. What a crash leaves a sweep completes.
 func (v *Volume) remove(ctx context.Context) error {
-	if err := v.at.unused(ctx, v.s.c, v.doc.Name); err != nil {
+	if err := v.at.unused(ctx, v.s.c, v.doc.Name, v.doc.Name); err != nil {
 		return err
 	}
 	out := delPrefix + v.doc.Name + "-" + vsphere.Nonce()
@@ -70,7 +72,7 @@ func (v *Volume) remove(ctx context.Context) error {
 // bury deletes what was taken out of a store, or puts it back, if a VM was made
 // with it meanwhile.
 func (s *Store) bury(ctx context.Context, p *place, name, out string) error {
-	if err := p.unused(ctx, s.c, name); err != nil {
+	if err := p.unused(ctx, s.c, name, out); err != nil {
 		dctx, cancel := vsphere.Detached(ctx)
 		defer cancel()
 		e := p.files.Move(dctx, p.path(out), p.path(name), false)
@@ -85,14 +87,15 @@ func (s *Store) bury(ctx context.Context, p *place, name, out string) error {
 	return p.erase(ctx, p.path(out))
 }
 
-// unused is vic.ErrInUse where a VM has the disk of a name.
-func (p *place) unused(ctx context.Context, c *vic.Client, name string) error {
-	all, err := vsphere.DiskUsers(ctx, c.Session())
+// unused is vic.ErrInUse where a VM has the volume of a name, whose record lies in
+// the directory at.
+func (p *place) unused(ctx context.Context, c *vic.Client, name, at string) error {
+	all, err := p.users(ctx, c, name, at)
 	if err != nil {
 		return err
 	}
 	var names []string
-	for _, u := range all[p.files.Path(p.path(name, diskFile))] {
+	for _, u := range all {
 		names = append(names, u.Name)
 	}
 	if len(names) == 0 {

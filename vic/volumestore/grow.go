@@ -36,6 +36,9 @@ func (v *Volume) grow(ctx context.Context, bytes int64, extend func(context.Cont
 	if bytes <= 0 || bytes > MaxBytes {
 		return fault.Of(vic.ErrInvalid, "%d bytes: want up to 1 TiB", bytes)
 	}
+	if v.at.nfs != nil {
+		return fault.Of(vic.ErrUnsupported, "it is a directory of an NFS server, which has no size of its own")
+	}
 	bytes = (bytes + Granule - 1) / Granule * Granule
 	if bytes < v.doc.Bytes {
 		return fault.Of(vic.ErrInvalid, "%d bytes are less than the %d it has: volumes do not shrink", bytes, v.doc.Bytes)

@@ -39,7 +39,7 @@ type Spec struct {
 	// DefaultStore.
 	Store string
 	// Bytes is the size, rounded up to a multiple of Granule; 0 is what Options
-	// say, or else DefaultBytes.
+	// say, or else DefaultBytes. In a store on an NFS server it is vic.ErrInvalid.
 	Bytes int64
 	// Labels are the caller's.
 	Labels map[string]string
@@ -68,13 +68,14 @@ func NewName() string {
 type want struct {
 	name, store string
 	bytes       int64
+	sizedBy     string // the field that says bytes
 	anonymous   bool
 	labels      map[string]string
 	options     map[string]string
 }
 
 func (s *Spec) check() (want, error) {
-	w := want{name: s.Name, store: s.Store, bytes: s.Bytes, labels: s.Labels, options: s.Options}
+	w := want{name: s.Name, store: s.Store, bytes: s.Bytes, sizedBy: "Bytes", labels: s.Labels, options: s.Options}
 	if w.name == "" {
 		w.name, w.anonymous = NewName(), true
 	}
@@ -108,7 +109,7 @@ func (s *Spec) check() (want, error) {
 			if w.bytes != 0 && w.bytes != n {
 				return w, fault.Of(vic.ErrInvalid, "Options: %s: %d bytes, but %d are asked for, too", k, n, w.bytes)
 			}
-			w.bytes = n
+			w.bytes, w.sizedBy = n, "Options: "+k
 		case "volumestore":
 			if w.store != "" && w.store != v {
 				return w, fault.Of(vic.ErrInvalid, "Options: %s: store %q, but %q is asked for, too", k, v, w.store)

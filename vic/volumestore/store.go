@@ -16,6 +16,13 @@
 // datastore has, so that it has no parent, can grow, and can be had on every
 // datastore. The guest that mounts it first writes the ext4 filesystem (see
 // tether.Volume).
+//
+// A store may be on an NFS server. Then its directory of the datastore has the
+// records alone, and a volume is a directory on the server, NAME-ID, which the first
+// guest that mounts it makes: controllers need not reach the server. Any number of
+// containers have it at a time; the VMs of those that do name its ID in their extraConfig.
+// It has no size, begins empty, and its deletion leaves its files on the server,
+// where no other volume finds them: the server's administrator deletes them.
 package volumestore
 
 import (
@@ -60,6 +67,7 @@ type place struct {
 	label string
 	files *vsphere.Files
 	dir   string
+	nfs   *vic.NFS // where the volumes are; nil: they are disks beside their records
 }
 
 // Open opens volume stores by their labels (see vch.VCH.Volumes). The
@@ -82,8 +90,12 @@ func Open(c *vic.Client, places map[string]vic.Place) (*Store, error) {
 				return nil, fault.Wrap(op, ref, fault.Of(vic.ErrInvalid, "it is the same directory as store %q", p.label))
 			}
 		}
+		nfs, err := openNFS(at)
+		if err != nil {
+			return nil, fault.Wrap(op, ref, err)
+		}
 		ds := types.ManagedObjectReference{Type: "Datastore", Value: at.Datastore.ID}
-		s.places = append(s.places, &place{label: label, files: c.Session().Files(ds, at.Datastore.Name), dir: at.Dir})
+		s.places = append(s.places, &place{label: label, files: c.Session().Files(ds, at.Datastore.Name), dir: at.Dir, nfs: nfs})
 	}
 	return s, nil
 }
@@ -126,6 +138,7 @@ func (p *place) path(elem ...string) string {
 type document struct {
 	Version   int               `json:"version"`
 	Name      string            `json:"name"`
+	ID        string            `json:"id,omitempty"` // on NFS servers
 	Bytes     int64             `json:"bytes"`
 	Created   time.Time         `json:"created"`
 	Anonymous bool              `json:"anonymous,omitempty"`
@@ -138,9 +151,11 @@ type Info struct {
 	Name string
 	// Store is the label of the volume's store.
 	Store string
-	// Bytes is the size of its disk.
-	Bytes   int64
-	Created time.Time
+	// Bytes is the size of its disk, and 0 of a volume on an NFS server, where
+	// Directory is.
+	Bytes     int64
+	Directory string
+	Created   time.Time
 	// Anonymous: it was made without a name, and goes with its container where
 	// that is asked for.
 	Anonymous bool
@@ -158,15 +173,18 @@ type Volume struct {
 // Name of the volume.
 func (v *Volume) Name() string { return v.doc.Name }
 
-// Disk is the volume's disk, for containervm.Mount.
+// Disk is the volume's disk, for containervm.Mount; zero where it has none (see NFS).
 func (v *Volume) Disk() vic.Disk {
+	if v.at.nfs != nil {
+		return vic.Disk{}
+	}
 	return vic.Disk{Path: v.at.files.Path(v.at.path(v.doc.Name, diskFile)), Bytes: v.doc.Bytes}
 }
 
 // Info tells what the volume's record says.
 func (v *Volume) Info() Info {
 	d := v.doc
-	return Info{Name: d.Name, Store: v.at.label, Bytes: d.Bytes, Created: d.Created, Anonymous: d.Anonymous, Labels: d.Labels, Options: d.Options}
+	return Info{Name: d.Name, Store: v.at.label, Bytes: d.Bytes, Directory: v.directory(), Created: d.Created, Anonymous: d.Anonymous, Labels: d.Labels, Options: d.Options}
 }
 
 // Ref names the volume.
@@ -192,8 +210,9 @@ func (s *Store) read(ctx context.Context, p *place, name string) (*Volume, error
 		return nil, fault.Of(vic.ErrUnsupported, "%s: version %d was written by a newer release; this one knows 1", p.files.Path(file), d.Version)
 	case d.Name != name:
 		return nil, fault.Of(vic.ErrInvalid, "%s is the record of %.140q", p.files.Path(file), d.Name)
-	case d.Bytes <= 0 || d.Bytes > MaxBytes:
-		return nil, fault.Of(vic.ErrInvalid, "%s: a size of %d bytes", p.files.Path(file), d.Bytes)
+	}
+	if err := p.check(d); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.files.Path(file), err)
 	}
 	return v, nil
 }
@@ -242,7 +261,7 @@ type ListOptions struct {
 	Labels []string
 	// Unlabelled are the same, none of which it may have.
 	Unlabelled []string
-	// Dangling, where it is not nil, tells whether no VM, or some VM, has the disk.
+	// Dangling, where it is not nil, tells whether no VM, or some VM, has the volume.
 	Dangling *bool
 	// Anonymous lets only anonymous volumes through.
 	Anonymous bool
@@ -269,12 +288,12 @@ func (s *Store) list(ctx context.Context, o *ListOptions) ([]*Volume, error) {
 	var users map[string][]vsphere.DiskUser
 	if o.Dangling != nil && len(out) > 0 {
 		var err error
-		if users, err = vsphere.DiskUsers(ctx, s.c.Session()); err != nil {
+		if users, err = s.allUsers(ctx); err != nil {
 			return nil, err
 		}
 	}
 	out = slices.DeleteFunc(out, func(v *Volume) bool {
-		return !o.fits(&v.doc) || o.Dangling != nil && *o.Dangling == (len(users[v.Disk().Path]) > 0)
+		return !o.fits(&v.doc) || o.Dangling != nil && *o.Dangling == (len(users[v.key()]) > 0)
 	})
 	slices.SortFunc(out, func(a, b *Volume) int {
 		return strings.Compare(a.doc.Name+"\x00"+a.at.label, b.doc.Name+"\x00"+b.at.label)
