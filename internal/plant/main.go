@@ -102,8 +102,8 @@ var bugs = []bug{
 	{
 		parser: "spec: a memory size that vSphere refuses is taken",
 		file:   "vic/containervm/spec.go",
-		old:    "case s.MemoryMB%4 != 0:",
-		new:    "case s.MemoryMB%4 == 1:",
+		old:    "case mb%4 != 0:",
+		new:    "case mb%4 == 1:",
 		pkg:    "./vic/containervm", target: "FuzzSpec",
 	},
 }

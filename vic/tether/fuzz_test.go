@@ -81,7 +81,9 @@ func FuzzServerChannels(f *testing.F) {
 // or an end, and hold no more than its bounds.
 func FuzzClientBytes(f *testing.F) {
 	f.Add([]byte(`{"exit":{"code":255}}`), []byte(`{"result":{"code":254}}`))
-	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"code":1}}`))
+	for _, code := range []string{"3", "25", "99", "100", "199", "249"} {
+		f.Add([]byte(`{"exit":{"code":`+code+`}}`), []byte(`{"result":{"code":`+code+`}}`))
+	}
 	f.Add([]byte(`{"exit":{"code":3}}`), []byte(`{"result":{"processes":[{"pid":1}],"more":true}}`))
 	f.Add([]byte(`{"error":{"code":"invalid","message":"x"}}`), []byte(`{"error":{"code":"x"}}`))
 	f.Add([]byte(`{"exit":{"code":-1,"signal":"x"}}`), []byte(`[]`))
