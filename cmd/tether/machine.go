@@ -430,6 +430,9 @@ func (m *machine) set(ctx context.Context, key, value string) {
 	}
 }
 
+// answerTime is how long the answers to those who wait for the end may take.
+const answerTime = time.Second
+
 // finish makes the end lasting, tells it and leaves the disk clean.
 func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 	now := time.Now()
@@ -453,6 +456,9 @@ func (m *machine) finish(ctx context.Context, failed error, exit tether.Exit) {
 		m.server.Linger(ctx, m.config.AwaitAttach)
 	}
 	if m.output != nil {
+		if m.server != nil {
+			m.server.Hangup(answerTime)
+		}
 		_ = m.logFiles.Close() // It was synced.
 		if err := unmountRoot(); err != nil {
 			m.log.Error("root", "error", err)

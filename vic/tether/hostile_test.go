@@ -252,7 +252,10 @@ func attacks() []attack {
 		{name: "an answer of another kind", ssh: answering(`{"result":"yes"}`), do: wait, want: "cannot unmarshal"},
 		{name: "an error with orders to the terminal", ssh: answering(`{"error":{"code":"failed","message":"\u001b[31mgone"}}`), do: wait, want: "\ufffd[31mgone"},
 		{name: "an answer without end", ssh: func(h *hostile) {
-			h.answer(func(ch ssh.Channel, r <-chan *ssh.Request) { go ssh.DiscardRequests(r); forever(ch, bytes.Repeat([]byte(" "), 1<<10)) })
+			h.answer(func(ch ssh.Channel, r <-chan *ssh.Request) {
+				go ssh.DiscardRequests(r)
+				forever(ch, bytes.Repeat([]byte(" "), 1<<10))
+			})
 		}, do: wait, want: "more than 65536"},
 		{name: "a status of 64 KiB of addresses", ssh: answering(`{"result":{"version":1,"boot":"b","addresses":["` + strings.Repeat(`10.0.0.1:22","`, 4000) + `"]}}`),
 			do: func(ctx context.Context, c *tether.Client) error {

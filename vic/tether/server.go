@@ -58,6 +58,7 @@ type Server struct {
 	trusted   map[string]bool     // authorities, in SSH's wire form
 	starting  []net.Conn          // handshakes, oldest first
 	conns     map[net.Conn]string // authenticated, and who certified them
+	hungUp    bool                // no more of them
 	open      int                 // attachments, waits and streams that will want the end
 	delivered bool                // one has got it
 	changed   chan struct{}       // closed and made anew when open or delivered changes
@@ -149,7 +150,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 	}
 	if !s.authenticated(conn, authority) {
 		if err == nil {
-			err = fmt.Errorf("more than %d connections, or its authority is trusted no more", maxConnections)
+			err = fmt.Errorf("more than %d connections, or its authority is trusted no more, or the guest goes", maxConnections)
 		}
 		s.log.Warn("controller refused", "from", conn.RemoteAddr(), "reason", err)
 		return
@@ -211,7 +212,7 @@ func (s *Server) authenticated(conn net.Conn, authority string) bool {
 			break
 		}
 	}
-	if !s.trusted[authority] || len(s.conns) >= maxConnections {
+	if s.hungUp || !s.trusted[authority] || len(s.conns) >= maxConnections {
 		s.touch()
 		return false
 	}
@@ -224,6 +225,33 @@ func (s *Server) gone(conn net.Conn) {
 	defer s.mu.Unlock()
 	delete(s.conns, conn)
 	s.touch()
+}
+
+// Hangup ends all connections, and those to come, once nobody waits for the end any
+// more, and after most in any case. Who lacks something learns by it that the guest
+// goes, and reads the rest from its disk: what is read of the log after its files were
+// closed would be an error that tells nothing.
+func (s *Server) Hangup(most time.Duration) {
+	late := time.After(most)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for waiting := true; waiting && s.open > 0; {
+		changed := s.changed
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-late:
+			waiting = false
+		}
+		s.mu.Lock()
+	}
+	s.hungUp = true
+	for _, c := range s.starting {
+		_ = c.Close()
+	}
+	for c := range s.conns {
+		_ = c.Close()
+	}
 }
 
 // touch wakes Linger. The server is locked.

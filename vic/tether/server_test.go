@@ -581,6 +581,46 @@ func TestLinger(t *testing.T) {
 	_ = c.Close()
 }
 
+// Who is not done when the guest goes loses the connection, and is not told that the
+// log could not be read.
+func TestHangup(t *testing.T) {
+	ctx := testContext(t)
+	g := newGuest(t, nil)
+	c := g.dial(ctx)
+	defer c.Close()
+	r, w := io.Pipe()
+	defer w.Close()
+	a, err := c.Attach(ctx, tether.AttachOptions{Replay: true, Streams: tether.Streams{Stdout: w}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.run("yes " + strings.Repeat("more-than-anybody-takes", 100) + " | head -c 8388608; exit 1")
+	if _, err := g.dial(ctx).Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	g.server.Hangup(100 * time.Millisecond)
+	if took := time.Since(start); took < 100*time.Millisecond || took > 10*time.Second {
+		t.Errorf("hung up after %v", took)
+	}
+	go func() { _, _ = io.Copy(io.Discard, r) }()
+	var remote *tether.RemoteError
+	if _, err := a.Wait(); err == nil || errors.As(err, &remote) {
+		t.Errorf("the attacher: %v", err)
+	}
+	signer, err := tether.NewControllerSigner(g.authority, testID, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := g.dialAs(ctx, signer, g.authorizedKey()); err == nil {
+		if _, err := c.Status(ctx); err == nil {
+			t.Error("a connection after the end")
+		}
+		_ = c.Close()
+	}
+	g.server.Hangup(time.Minute) // again, with nobody there
+}
+
 func TestTimelineAndStatus(t *testing.T) {
 	ctx := testContext(t)
 	g := newGuest(t, nil)
