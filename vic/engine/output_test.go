@@ -128,7 +128,7 @@ func TestOutputOfAGigabyte(t *testing.T) {
 	t.Logf("%d bytes, sha256 %s: process %v, slow attacher %v (%.1f MB/s), log read in %v; controller (with the lab) grew by %.1f MB, the guest's anonymous pages by %.1f MB",
 		total, hex.EncodeToString(want.Sum(nil)), ran.Round(time.Millisecond), took.Round(time.Millisecond), float64(total)/1e6/took.Seconds(),
 		time.Since(start).Round(time.Millisecond), grown, anon)
-	if grown > 32 {
+	if grown > 96 { // of a gigabyte, and of windows, caches and the lab's own
 		t.Errorf("the controller's heap grew by %.1f MB", grown)
 	}
 	if anon > 32 {
