@@ -253,7 +253,7 @@ func (c *serverConn) exec(ctx context.Context, n ssh.NewChannel) {
 	}
 	// It may outlive the attacher, where the process does not read.
 	go func() {
-		if p := s.execs.describe(x); q.Stdin && p.State == ExecRunning {
+		if q.Stdin {
 			s.execs.input(x, ch)
 		}
 		_, _ = io.Copy(io.Discard, ch)
