@@ -49,12 +49,26 @@ func Begin(ctx context.Context, request func(context.Context) (*object.Task, err
 	}
 	octx, cancel := Outlive(ctx)
 	defer cancel()
-	t, err := request(octx)
-	if err != nil {
-		return types.ManagedObjectReference{}, Judge(err)
+	for pause := 50 * time.Millisecond; ; pause *= 2 {
+		t, err := request(octx)
+		if err == nil {
+			return t.Reference(), nil
+		}
+		if !isFault[types.TaskInProgress](err) || pause > busyPause {
+			return types.ManagedObjectReference{}, Judge(err)
+		}
+		select {
+		case <-ctx.Done():
+			return types.ManagedObjectReference{}, Judge(err)
+		case <-time.After(pause):
+		}
 	}
-	return t.Reference(), nil
 }
+
+// busyPause is the longest pause before an object that is busy with another task, such
+// as one that a process which has been killed began, is asked again; all of them take
+// some six seconds.
+const busyPause = 3200 * time.Millisecond
 
 // Do is Begin and Wait.
 func Do(ctx context.Context, s *Session, request func(context.Context) (*object.Task, error)) error {

@@ -697,3 +697,25 @@ func TestBeginOutlivesItsContext(t *testing.T) {
 		t.Errorf("a request after the end: %v, sent: %v", err, asked)
 	}
 }
+
+// An object that is busy with another task is asked again.
+func TestBusy(t *testing.T) {
+	asked := 0
+	busy := func(times int) func(context.Context) (*object.Task, error) {
+		asked = 0
+		return func(context.Context) (*object.Task, error) {
+			if asked++; asked <= times {
+				return nil, soap.WrapVimFault(&types.TaskInProgress{})
+			}
+			return object.NewTask(nil, types.ManagedObjectReference{Type: "Task", Value: "task-1"}), nil
+		}
+	}
+	if ref, err := vsphere.Begin(t.Context(), busy(3)); err != nil || ref.Value != "task-1" || asked != 4 {
+		t.Errorf("%v, %v, asked %d times", ref, err, asked)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := vsphere.Begin(ctx, busy(1000)); !errors.Is(err, fault.ErrConflict) || asked < 2 {
+		t.Errorf("for ever: %v, asked %d times", err, asked)
+	}
+}
