@@ -97,11 +97,7 @@ func logsCommand() *cli.Command {
 			if err := readTimes(c, &o.Since, &o.Until); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				if n := c.Int("tail"); n >= 0 {
 					if n == 0 && !o.Follow {
 						return nil
@@ -146,11 +142,7 @@ func renameCommand() *cli.Command {
 			if err := args(c, 2, 2); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				return vm.Rename(ctx, c.Args().Get(1))
 			})
 		},

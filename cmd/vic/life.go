@@ -275,6 +275,17 @@ func withEachOf(c *cli.Context, f func(context.Context, *engine.Engine, *contain
 	})
 }
 
+// withFirst finds the container that the first argument names.
+func withFirst(c *cli.Context, f func(context.Context, *engine.Engine, *containervm.VM) error) error {
+	return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
+		vm, _, err := e.Find(ctx, c.Args().First())
+		if err != nil {
+			return err
+		}
+		return f(ctx, e, vm)
+	})
+}
+
 func stopFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Usage: "`SECONDS` before SIGKILL (default: the container's own, else 10)", Value: -1},

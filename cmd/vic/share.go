@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/imagestore"
 )
@@ -84,11 +85,7 @@ func commitCommand() *cli.Command {
 			}
 			p := newProgress(os.Stderr)
 			defer p.close()
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				img, err := e.Commit(ctx, vm, c.Args().Get(1), &imagestore.CommitOptions{ConfigOptions: configOptions(c), Progress: p.event})
 				if err != nil {
 					return err

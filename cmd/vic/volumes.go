@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/volumestore"
 )
@@ -150,11 +151,7 @@ func volumeAttachCommand() *cli.Command {
 			if err != nil {
 				return usageError("attach: %v", err)
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				return e.AttachVolume(ctx, vm, m)
 			})
 		},
@@ -168,11 +165,7 @@ func volumeDetachCommand() *cli.Command {
 			if err := args(c, 2, 2); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				return e.DetachVolume(ctx, vm, c.Args().Get(1))
 			})
 		},

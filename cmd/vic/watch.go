@@ -25,11 +25,7 @@ func topCommand() *cli.Command {
 			if err := args(c, 1, 1); err != nil {
 				return err
 			}
-			return withEngine(c, func(ctx context.Context, e *engine.Engine) error {
-				vm, _, err := e.Find(ctx, c.Args().First())
-				if err != nil {
-					return err
-				}
+			return withFirst(c, func(ctx context.Context, e *engine.Engine, vm *containervm.VM) error {
 				all, err := vm.Top(ctx)
 				if err != nil {
 					return err

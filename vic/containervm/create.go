@@ -88,13 +88,12 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkSize(doc); err != nil {
+	extra, err := configOptions(doc)
+	if err != nil {
 		return nil, err
 	}
 	created := time.Now().UTC().Format(time.RFC3339Nano)
-	extra := []types.BaseOptionValue{
-		&types.OptionValue{Key: tether.ConfigKey, Value: string(doc)},
-		&types.OptionValue{Key: keyConfigSum, Value: configSum(string(doc))},
+	extra = append(extra,
 		&types.OptionValue{Key: tether.StatusKey, Value: noStatus},
 		&types.OptionValue{Key: KeyReach, Value: Reach(s.NICs, s.Serial)},
 		&types.OptionValue{Key: keyID, Value: s.ID},
@@ -102,7 +101,7 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		&types.OptionValue{Key: keyImage, Value: s.ImageName},
 		&types.OptionValue{Key: keyCreated, Value: created},
 		&types.OptionValue{Key: keyStopped, Value: notStopped},
-	}
+	)
 	if ids := s.volumeIDs(); ids != "" {
 		extra = append(extra, &types.OptionValue{Key: vsphere.KeyVolumes, Value: ids})
 	}
@@ -122,14 +121,6 @@ func (s *Spec) vm(cfg *tether.Config) (*types.VirtualMachineConfigSpec, error) {
 		ExtraConfig:  extra,
 		DeviceChange: devices,
 	}, nil
-}
-
-// checkSize bounds the configuration's document.
-func checkSize(doc []byte) error {
-	if len(doc) > 60<<10 {
-		return fault.Of(vic.ErrInvalid, "arguments, environment and mounts take %d bytes; a guest takes at most 60 KiB by guestinfo", len(doc))
-	}
-	return nil
 }
 
 // annotation is what an administrator reads in the vSphere client.

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -106,9 +105,7 @@ func (v *VM) DetachMount(ctx context.Context, target string) error {
 	return fault.Wrap("detach mount of container", v.Ref(), v.detachMount(ctx, target, v.dial))
 }
 
-type dialer func(context.Context, Info) (*tether.Client, error)
-
-func (v *VM) detachMount(ctx context.Context, target string, dial dialer) error {
+func (v *VM) detachMount(ctx context.Context, target string, dial dialFunc) error {
 	st, err := v.hardware(ctx)
 	if err != nil {
 		return err
@@ -196,7 +193,7 @@ func (v *VM) GrowFilesystem(ctx context.Context, disk string) (s tether.VolumeSi
 
 // guest dials the guest of a container that is on; nil is one that is off. A
 // suspended one is vic.ErrState.
-func (v *VM) guest(ctx context.Context, dial dialer) (*tether.Client, error) {
+func (v *VM) guest(ctx context.Context, dial dialFunc) (*tether.Client, error) {
 	info, err := v.Inspect(ctx)
 	switch {
 	case err != nil:
@@ -217,29 +214,30 @@ func errSuspended() error {
 type hardware struct {
 	info       Info
 	config     tether.Config
-	version    string // that vSphere gives the state
 	devices    object.VirtualDeviceList
 	controller int32    // of the disks
 	volumes    []string // see vsphere.KeyVolumes
 }
 
+var hardwareProps = append(slices.Clone(infoProps), "config.hardware.device")
+
 func (v *VM) hardware(ctx context.Context) (*hardware, error) {
-	var m mo.VirtualMachine
-	props := append(slices.Clone(infoProps), "config.changeVersion", "config.hardware.device")
-	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, props, &m); err != nil {
+	m := mo.VirtualMachine{}
+	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, hardwareProps, &m); err != nil {
 		return nil, err
 	}
 	m.Self = v.ref
-	root, err := rootDevice(&m)
+	return hardwareOf(&m)
+}
+
+func hardwareOf(m *mo.VirtualMachine) (*hardware, error) {
+	root, err := rootDevice(m)
 	if err != nil {
 		return nil, err
 	}
-	st := &hardware{version: m.Config.ChangeVersion, devices: m.Config.Hardware.Device, controller: root.ControllerKey}
-	if st.info, _ = describe(&m); st.info.config == "" {
-		return nil, fault.Of(vic.ErrState, "its configuration is not what was written, so the guest has changed it: it cannot be changed any more")
-	}
-	if err := json.Unmarshal([]byte(st.info.config), &st.config); err != nil {
-		return nil, fault.Of(vic.ErrInvalid, "its configuration: %v", err)
+	st := &hardware{devices: m.Config.Hardware.Device, controller: root.ControllerKey}
+	if st.info, _ = describe(m); st.info.config == "" || json.Unmarshal([]byte(st.info.config), &st.config) != nil {
+		return nil, errForged
 	}
 	for _, o := range m.Config.ExtraConfig {
 		if kv := o.GetOptionValue(); kv.Key == vsphere.KeyVolumes {
@@ -250,34 +248,19 @@ func (v *VM) hardware(ctx context.Context) (*hardware, error) {
 	return st, nil
 }
 
-// change reconfigures the VM by what plan makes of its state, nil being nothing. plan
-// is asked again where the VM has become another meanwhile, or is busy.
+// change is edit by what plan makes of the VM's hardware. One that is suspended is
+// vic.ErrState.
 func (v *VM) change(ctx context.Context, plan func(*hardware) (*types.VirtualMachineConfigSpec, error)) error {
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		st, err := v.hardware(ctx)
+	return v.edit(ctx, hardwareProps, func(m *mo.VirtualMachine) (*types.VirtualMachineConfigSpec, error) {
+		st, err := hardwareOf(m)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if st.info.State == Suspended {
-			return errSuspended()
+			return nil, errSuspended()
 		}
-		spec, err := plan(st)
-		if err != nil || spec == nil {
-			return err
-		}
-		spec.ChangeVersion = st.version
-		err = vsphere.Do(ctx, v.c.Session(), func(ctx context.Context) (*object.Task, error) {
-			return v.object().Reconfigure(ctx, *spec)
-		})
-		if !errors.Is(err, vic.ErrConflict) || wait > 2*time.Second {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	}
+		return plan(st)
+	})
 }
 
 // disk finds an attached disk by its path.
@@ -387,17 +370,11 @@ func volumesOption(ids []string) *types.OptionValue {
 	return &types.OptionValue{Key: vsphere.KeyVolumes, Value: strings.Join(ids, " ")}
 }
 
-// withMounts is the configuration with other mounts. What a newer release has
-// written into it stays.
+// withMounts is the configuration with other mounts.
 func (st *hardware) withMounts(mounts []tether.Mount) (*types.VirtualMachineConfigSpec, error) {
-	c := st.config
-	c.Mounts = mounts
-	if err := c.Validate(); err != nil {
-		return nil, fault.As(vic.ErrInvalid, fmt.Errorf("container configuration: %w", err))
-	}
-	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal([]byte(st.info.config), &fields); err != nil {
-		return nil, fault.Of(vic.ErrInvalid, "its configuration: %v", err)
+	fields, err := st.info.configFields()
+	if err != nil {
+		return nil, err
 	}
 	delete(fields, "mounts")
 	if len(mounts) > 0 {
@@ -407,15 +384,5 @@ func (st *hardware) withMounts(mounts []tether.Mount) (*types.VirtualMachineConf
 		}
 		fields["mounts"] = b
 	}
-	doc, err := json.Marshal(fields)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkSize(doc); err != nil {
-		return nil, err
-	}
-	return &types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{
-		&types.OptionValue{Key: tether.ConfigKey, Value: string(doc)},
-		&types.OptionValue{Key: keyConfigSum, Value: configSum(string(doc))},
-	}}, nil
+	return editedConfig(fields)
 }

@@ -10,12 +10,10 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vicsdk/vic-go/internal/fault"
-	"github.com/vicsdk/vic-go/internal/vsphere"
 	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
@@ -58,7 +56,17 @@ func (v *VM) trust(ctx context.Context, authorized []string) error {
 	if !slices.ContainsFunc(keys, func(k ssh.PublicKey) bool { return bytes.Equal(k.Marshal(), own.Marshal()) }) {
 		return fault.Of(vic.ErrInvalid, "the client's own authority is not among them: let a client that has one of them drop it")
 	}
-	forged := v.editConfig(ctx, func(doc map[string]json.RawMessage) (bool, error) { return setAuthorities(doc, authorized) })
+	forged := v.edit(ctx, []string{"config.extraConfig"}, func(m *mo.VirtualMachine) (*types.VirtualMachineConfigSpec, error) {
+		info, _ := describe(m)
+		doc, err := info.configFields()
+		if err != nil {
+			return nil, err
+		}
+		if changed, err := setAuthorities(doc, authorized); err != nil || !changed {
+			return nil, err
+		}
+		return editedConfig(doc)
+	})
 	if forged != nil && !errors.Is(forged, errForged) {
 		return forged
 	}
@@ -111,55 +119,4 @@ func setAuthorities(doc map[string]json.RawMessage, authorized []string) (change
 		delete(doc, "authorities")
 	}
 	return true, nil
-}
-
-// errForged: what stands under tether.ConfigKey is not what was written there.
-var errForged = fault.Of(vic.ErrDenied, "its guest has written over its configuration, so none can be made for its next start: delete it")
-
-// editConfig changes what the guest reads at its next start, on a VM in any state,
-// where edit says that there is something to change.
-// What another controller changes at the same time is kept: vSphere refuses a
-// change of a configuration that is not the one it was made from
-// (VirtualMachineConfigSpec.changeVersion), and then it is made again.
-func (v *VM) editConfig(ctx context.Context, edit func(map[string]json.RawMessage) (bool, error)) error {
-	for try := 0; ; try++ {
-		err := v.tryEditConfig(ctx, edit)
-		if !errors.Is(err, vic.ErrConflict) || try == 9 {
-			return err
-		}
-	}
-}
-
-func (v *VM) tryEditConfig(ctx context.Context, edit func(map[string]json.RawMessage) (bool, error)) error {
-	var m mo.VirtualMachine
-	if err := vsphere.Properties(ctx, v.c.Session(), v.ref, []string{"config.extraConfig", "config.changeVersion"}, &m); err != nil {
-		return err
-	}
-	if m.Config == nil {
-		return fault.Of(vic.ErrState, "vSphere does not know its configuration now")
-	}
-	info, _ := describe(&m)
-	doc := map[string]json.RawMessage{}
-	if info.config == "" || json.Unmarshal([]byte(info.config), &doc) != nil {
-		return errForged
-	}
-	if changed, err := edit(doc); err != nil || !changed {
-		return err
-	}
-	b, err := json.Marshal(doc)
-	if err != nil {
-		return err
-	}
-	if _, err := tether.ParseConfig(b); err != nil {
-		return fault.As(vic.ErrInvalid, err)
-	}
-	return vsphere.Do(ctx, v.c.Session(), func(ctx context.Context) (*object.Task, error) {
-		return v.object().Reconfigure(ctx, types.VirtualMachineConfigSpec{
-			ChangeVersion: m.Config.ChangeVersion,
-			ExtraConfig: []types.BaseOptionValue{
-				&types.OptionValue{Key: tether.ConfigKey, Value: string(b)},
-				&types.OptionValue{Key: keyConfigSum, Value: configSum(string(b))},
-			},
-		})
-	})
 }

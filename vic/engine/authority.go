@@ -3,16 +3,13 @@ package engine
 import (
 	"context"
 	"crypto"
-	"errors"
 	"strings"
-	"sync"
 
-	"github.com/hashicorp/go-multierror"
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/vicsdk/vic-go/internal/fault"
 	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/tether"
 )
 
@@ -74,33 +71,9 @@ func (e *Engine) RotateAuthority(ctx context.Context, keys []crypto.PublicKey, o
 	if err != nil {
 		return nil, err
 	}
-	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		done  []string
-		errs  *multierror.Error
-		slots = semaphore.NewWeighted(trustsAtOnce)
-	)
-	for _, vm := range vms {
-		if slots.Acquire(ctx, 1) != nil {
-			break
-		}
-		wg.Go(func() {
-			defer slots.Release(1)
-			err := vm.Trust(ctx, authorized)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				done = append(done, vm.Name())
-			case errors.Is(err, vic.ErrNotFound): // Deleted meanwhile.
-			default:
-				errs = multierror.Append(errs, err)
-			}
-		})
-	}
-	wg.Wait()
-	return done, errors.Join(errs.ErrorOrNil(), ctx.Err())
+	return each(ctx, vms, trustsAtOnce, func(vm *containervm.VM) (bool, error) {
+		return true, vm.Trust(ctx, authorized)
+	})
 }
 
 // mayRotate refuses keys of which the client has none.

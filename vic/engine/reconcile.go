@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/vicsdk/vic-go/vic"
+	"github.com/vicsdk/vic-go/vic/containervm"
 )
 
 // startsAtOnce bounds the VMs that Reconcile powers on at a time.
@@ -24,34 +25,49 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var (
-		wg      sync.WaitGroup
-		mu      sync.Mutex
-		started []string
-		errs    *multierror.Error
-		slots   = semaphore.NewWeighted(startsAtOnce)
-	)
+	var off []*containervm.VM
 	for i, vm := range vms {
-		if !infos[i].ShouldRun() {
-			continue
+		if infos[i].ShouldRun() {
+			off = append(off, vm)
 		}
-		if err := slots.Acquire(ctx, 1); err != nil {
+	}
+	return each(ctx, off, startsAtOnce, func(vm *containervm.VM) (bool, error) {
+		err := e.Start(ctx, vm, nil)
+		if errors.Is(err, vic.ErrState) {
+			return false, nil // Somebody was faster.
+		}
+		return true, err
+	})
+}
+
+// each calls do for containers, so many at once, and returns the names of those for
+// which it told true. One that was deleted meanwhile is left out. Errors are gathered.
+func each(ctx context.Context, vms []*containervm.VM, atOnce int64, do func(*containervm.VM) (bool, error)) ([]string, error) {
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		names []string
+		errs  *multierror.Error
+		slots = semaphore.NewWeighted(atOnce)
+	)
+	for _, vm := range vms {
+		if slots.Acquire(ctx, 1) != nil {
 			break
 		}
 		wg.Go(func() {
 			defer slots.Release(1)
-			err := e.Start(ctx, vm, nil)
+			ok, err := do(vm)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
-			case err == nil:
-				started = append(started, vm.Name())
-			case errors.Is(err, vic.ErrState), errors.Is(err, vic.ErrNotFound): // Somebody was faster.
-			default:
+			case errors.Is(err, vic.ErrNotFound):
+			case err != nil:
 				errs = multierror.Append(errs, err)
+			case ok:
+				names = append(names, vm.Name())
 			}
 		})
 	}
 	wg.Wait()
-	return started, errors.Join(errs.ErrorOrNil(), ctx.Err())
+	return names, errors.Join(errs.ErrorOrNil(), ctx.Err())
 }
