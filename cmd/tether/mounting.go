@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vicsdk/vic-go/internal/ext4"
 	"github.com/vicsdk/vic-go/vic/tether"
 	"golang.org/x/sys/unix"
 )
@@ -376,7 +377,7 @@ func (v *volumes) grow(unit int) (s tether.VolumeSize, err error) {
 	if err != nil {
 		return s, fmt.Errorf("volume at unit %d: %w", unit, err)
 	}
-	s.Filesystem = int64(blocks) * blockSize
+	s.Filesystem = int64(blocks) * ext4.BlockSize
 	return s, nil
 }
 

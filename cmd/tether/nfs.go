@@ -42,6 +42,7 @@ func (v *volumes) mountNFS(ctx context.Context, mounts []tether.Mount, resolv st
 			return nil, fmt.Errorf("mount %s: NFS server %s: %s: %w", m.Target, m.Volume.NFS.Server, m.Volume.NFS.Path, err)
 		}
 		if err := makeNFSDir(ctx, m.Volume.NFS, dir); err != nil {
+			_ = unix.Unmount(dir, unix.MNT_DETACH) // nobody knows of it
 			return nil, fmt.Errorf("mount %s: NFS server %s: %w", m.Target, m.Volume.NFS.Server, err)
 		}
 		v.mu.Lock()

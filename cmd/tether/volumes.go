@@ -117,8 +117,6 @@ func mountVolume(ctx context.Context, u *uevents, unit int) (dev string, err err
 	return dev, nil
 }
 
-const blockSize = ext4.BlockSize
-
 // growFS lets the filesystem mounted at dir, of a number of blocks, have the whole of
 // its disk, but for less than a group of blocks. It returns how many it has then.
 func growFS(dir string, size int64, blocks uint64) (uint64, error) {

@@ -134,8 +134,12 @@ func BenchmarkFiftyAtOnce(b *testing.B) {
 			if err == nil {
 				_, err = x.Wait()
 			}
-			if err == nil || !errors.Is(err, vic.ErrUnavailable) || b.Context().Err() != nil {
+			if err == nil || b.Context().Err() != nil {
 				return err
+			}
+			if !errors.Is(err, vic.ErrUnavailable) {
+				info, e := vm.Inspect(b.Context())
+				return fmt.Errorf("%w (state %s, code %d, error %q, %w)", err, info.State, info.ExitCode, info.Error, e)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
