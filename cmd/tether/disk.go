@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	diskMount  = "/disk" // of the root disk, in the initial RAM disk
-	diskWait   = 60 * time.Second
-	reservedTo = 2147483646 // a user that nobody is, see mountRoot
+	diskMount  = "/disk"         // of the root disk, in the initial RAM disk
+	diskWait   = 3 * time.Minute // with many VMs starting at once
+	reservedTo = 2147483646      // a user that nobody is, see mountRoot
 )
 
 // scsiHosts returns the numbers of the SCSI hosts in the kernel's order; the

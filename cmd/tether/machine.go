@@ -28,8 +28,8 @@ import (
 )
 
 const (
-	configWait  = 60 * time.Second // for the configuration to be told
-	publishWait = 5 * time.Second  // for a status to be taken
+	configWait  = 3 * time.Minute // for the configuration to be told, with many VMs starting at once
+	publishWait = 5 * time.Second // for a status to be taken
 	etcDir      = "/run/vic/etc"
 )
 

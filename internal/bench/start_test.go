@@ -15,7 +15,6 @@ import (
 
 	"github.com/vicsdk/vic-go/bootiso"
 	"github.com/vicsdk/vic-go/internal/testlab"
-	"github.com/vicsdk/vic-go/vic"
 	"github.com/vicsdk/vic-go/vic/containervm"
 	"github.com/vicsdk/vic-go/vic/engine"
 	"github.com/vicsdk/vic-go/vic/tether"
@@ -137,9 +136,8 @@ func BenchmarkFiftyAtOnce(b *testing.B) {
 			if err == nil || b.Context().Err() != nil {
 				return err
 			}
-			if !errors.Is(err, vic.ErrUnavailable) {
-				info, e := vm.Inspect(b.Context())
-				return fmt.Errorf("%w (state %s, code %d, error %q, %w)", err, info.State, info.ExitCode, info.Error, e)
+			if info, e := vm.Inspect(b.Context()); e != nil || !info.On() {
+				return fmt.Errorf("%w (it is %s, code %d, %q; %v)", err, info.State, info.ExitCode, info.Error, e)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

@@ -31,7 +31,9 @@ type answer struct {
 
 // NewClient speaks RPCI over rw. It starts one goroutine that reads rw until
 // it fails; closing rw, which is the caller's, ends it. A request that has no
-// answer after retry is sent again (one second where retry is zero).
+// answer after retry (one second where that is zero) is sent again, and after twice
+// as long each further time: on a machine that has too much to do, the answers are
+// on their way, and would be so again and again.
 func NewClient(rw io.ReadWriter, retry time.Duration) *Client {
 	if retry <= 0 {
 		retry = time.Second
@@ -72,13 +74,11 @@ func (c *Client) Call(ctx context.Context, request string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	t := time.NewTicker(c.retry)
-	defer t.Stop()
-	for {
+	for pause := c.retry; ; pause *= 2 {
 		if _, err := c.w.Write(f); err != nil {
 			return "", fmt.Errorf("rpci: %w", err)
 		}
-		ok, s, err := c.await(ctx, t.C)
+		ok, s, err := c.await(ctx, time.After(pause))
 		if ok || err != nil {
 			return s, err
 		}
