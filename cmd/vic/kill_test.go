@@ -117,7 +117,7 @@ func TestLabKilled(t *testing.T) {
 		t.Errorf("the volume: exit code %d, %q, %s", code, out, errOut)
 	}
 	ev := c.want(t, 0, "", "events", "--since", "10m", "--until", "0s", "--filter", "container="+name(1))
-	if !strings.Contains(ev, "container die") || strings.Contains(ev, name(2)) {
+	if !strings.Contains(ev, "container die") || strings.Contains(ev, "name="+name(2)+",") {
 		t.Errorf("events:\n%s", ev)
 	}
 	for i := 1; i < all; i++ {

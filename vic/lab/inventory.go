@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vmware/govmomi/find"
@@ -22,9 +23,15 @@ const (
 	clusterName    = "cluster1"
 )
 
+// building is held by the lab that makes its inventory: the simulator has its licence,
+// which it writes and reads meanwhile, in a variable of the package.
+var building sync.Mutex
+
 // build makes the inventory with the simulator's own API, before any of it is
 // overridden.
 func (l *Lab) build(ctx context.Context) error {
+	building.Lock()
+	defer building.Unlock()
 	sctx := simulator.NewContext()
 	l.reg = sctx.Map
 	l.svc = simulator.New(simulator.NewServiceInstance(sctx, vpx.ServiceContent, vpx.RootFolder))

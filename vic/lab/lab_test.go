@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -372,4 +373,21 @@ func TestFiles(t *testing.T) {
 	}
 	tk, err = b.SearchDatastore(ctx, "[other] none", nil)
 	wantFault(t, done(t, tk, err), &types.FileNotFound{})
+}
+
+// Labs can be started beside each other in a process.
+func TestLabsAtOnce(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			l, err := lab.Start(t.Context(), lab.Options{Dir: t.TempDir(), NoQEMU: true})
+			if err == nil {
+				err = l.Close()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }
