@@ -142,6 +142,10 @@ func (s *Store) push(ctx context.Context, dst Destination, name string, o PushOp
 	if byDigest && ref != m.desc.Digest.String() {
 		return none, fault.Of(vic.ErrConflict, "it would arrive as %s, not as %s: give the name a tag, or the repository that the image was pulled from (PushOptions.From)", m.desc.Digest, ref)
 	}
+	// From here on it can be seen, and a destination may not look at ctx.
+	if err := ctx.Err(); err != nil {
+		return none, err
+	}
 	if err := p.small(ctx, m.desc, m.bytes); err != nil {
 		return none, fmt.Errorf("manifest: %w", err)
 	}
