@@ -225,6 +225,7 @@ func (l *Lab) takeOver() {
 	l.override("Datastore", &datastoreHandler{l.newBase("datastore")})
 	l.override("Datacenter", &datacenterHandler{l.newBase("datacenter")})
 	l.override("Folder", &folderHandler{l.newBase("folder")})
+	l.override("ResourcePool", &poolHandler{l.newBase("pool")})
 	l.override("PerformanceManager", &perfHandler{l.newBase("perf")})
 	l.override("VirtualMachine", &vmHandler{l.newBase("vm")})
 	l.override("VirtualMachineSnapshot", &snapshotHandler{l.newBase("snapshot")})

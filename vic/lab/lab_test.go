@@ -9,13 +9,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
@@ -377,17 +378,37 @@ func TestFiles(t *testing.T) {
 
 // Labs can be started beside each other in a process.
 func TestLabsAtOnce(t *testing.T) {
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			l, err := lab.Start(t.Context(), lab.Options{Dir: t.TempDir(), NoQEMU: true})
-			if err == nil {
-				err = l.Close()
-			}
-			if err != nil {
-				t.Error(err)
-			}
+	for i := range 4 {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			testPools(t)
 		})
 	}
-	wg.Wait()
+}
+
+// testPools starts a lab and makes pools in one another, which stay apart.
+func testPools(t *testing.T) {
+	ctx := t.Context()
+	l := start(t, lab.Options{NoQEMU: true})
+	c := login(t, l)
+	spec := types.DefaultResourceConfigSpec()
+	spec.CpuAllocation.Limit = types.NewInt64(1234)
+	outer := must(c.pool.Create(ctx, "outer", spec))(t)
+	inner := must(outer.Create(ctx, "inner", types.DefaultResourceConfigSpec()))(t)
+	for ref, want := range map[types.ManagedObjectReference][2]any{
+		outer.Reference(): {"outer", int64(1234)}, inner.Reference(): {"inner", int64(-1)},
+	} {
+		var p mo.ResourcePool
+		ok(t, property.DefaultCollector(c.Client.Client).RetrieveOne(ctx, ref, []string{"name", "summary", "config"}, &p))
+		got := [2]any{p.Summary.GetResourcePoolSummary().Name, *p.Config.CpuAllocation.Limit}
+		if diff := cmp.Diff(want, got); diff != "" || p.Name != want[0] {
+			t.Errorf("pool %s: %s", p.Name, diff)
+		}
+	}
+	_, err := c.pool.Create(ctx, "outer", spec)
+	wantFault(t, err, &types.DuplicateName{})
+	spec.MemoryAllocation.Shares = nil
+	_, err = c.pool.Create(ctx, "half", spec)
+	wantFault(t, err, &types.InvalidArgument{})
+	ok(t, l.Close())
 }
