@@ -286,6 +286,11 @@ func (l *Lab) arguments(s vmState, hw *hardware, boot *bootFiles, files func(net
 				// the kernel need not measure it; and calls stay as they were
 				// compiled, because QEMU translates anew what is patched.
 				cmdline += " lapic_hz=1000000000 noreplace-returns"
+				if khz := hostTSC(); khz != 0 {
+					// What the kernel measures where QEMU has to wait for a
+					// processor may be wrong, and then its clocks are.
+					cmdline += " tsc_early_khz=" + strconv.Itoa(khz)
+				}
 			}
 		}
 		a = append(a, "-kernel", boot.kernel, "-append", cmdline)

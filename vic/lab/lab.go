@@ -105,6 +105,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if l.opts.Password == "" {
 		l.opts.Password = passwordOf(l.opts.Dir, l.opts.User)
 	}
+	go hostTSC() // It takes a moment, and the first VM needs it.
 	run := filepath.Join(l.opts.Dir, "run")
 	if err := os.MkdirAll(run, 0o700); err != nil {
 		return err

@@ -1,0 +1,12 @@
+#include "textflag.h"
+
+// func rdtsc() uint64
+//
+// LFENCE keeps earlier loads from being late (Intel SDM volume 2B, RDTSC).
+TEXT ·rdtsc(SB), NOSPLIT, $0-8
+	LFENCE
+	RDTSC
+	SHLQ $32, DX
+	ORQ  DX, AX
+	MOVQ AX, ret+0(FP)
+	RET
