@@ -16,7 +16,7 @@ import (
 func TestRequest(t *testing.T) {
 	ctx := testContext(t)
 	g := newGuest(t, nil)
-	g.run(`trap 'echo hangup' HUP; trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done`)
+	g.run(`trap 'echo signal' USR1; trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done`)
 	c := g.dial(ctx)
 	signer := func(id string) ssh.Signer {
 		t.Helper()
@@ -35,7 +35,7 @@ func TestRequest(t *testing.T) {
 		}
 		return doc
 	}
-	good := tether.Request{ID: testID, Boot: "boot", At: 100, Signal: "HUP"}
+	good := tether.Request{ID: testID, Boot: "boot", At: 100, Signal: "USR1"}
 	change := func(f func(*tether.Request)) tether.Request {
 		r := good
 		f(&r)
@@ -95,7 +95,7 @@ func TestRequest(t *testing.T) {
 			t.Fatalf("taken %v, %v", taken, err)
 		}
 	}
-	line("hangup")
+	line("signal")
 	if taken, err := g.server.Take(seal(change(func(r *tether.Request) { r.At, r.Signal = 101, "NONE" }), own)); err != nil || !taken {
 		t.Fatalf("taken %v, %v", taken, err)
 	}
