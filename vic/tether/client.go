@@ -66,6 +66,7 @@ func NewClient(ctx context.Context, conn net.Conn, c ClientConfig) (*Client, err
 		return nil, fmt.Errorf("tether: %w", err)
 	}
 	keepAlive(conn)
+	conn = batched(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	user := c.ID

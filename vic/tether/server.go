@@ -126,6 +126,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("tether: accept: %w", err)
 		}
+		keepAlive(conn)
+		conn = batched(conn)
 		s.begin(conn) // here, so that those who came first are the oldest
 		wg.Go(func() { s.serveConn(ctx, conn) })
 	}
@@ -133,6 +135,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeConn serves one connection until it or ctx ends, and closes it.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	keepAlive(conn)
+	conn = batched(conn)
 	s.begin(conn)
 	s.serveConn(ctx, conn)
 }
@@ -141,7 +145,6 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	keepAlive(conn)
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	sc, channels, requests, err := ssh.NewServerConn(conn, s.ssh)
 	authority := ""
