@@ -92,6 +92,9 @@ func (s *process) start(n *namespace, group *os.File, p tether.Process, host str
 		return setup(err)
 	}
 	for _, f := range ends.own {
+		if id.uid == 0 && !p.TTY {
+			break // A pipe is ours, who are root.
+		}
 		// So that an unprivileged process can open /dev/stdout again.
 		if err := f.Chown(int(id.uid), -1); err != nil {
 			s.closeOurs()
@@ -238,10 +241,15 @@ func pipe() (r, w uintptr, err error) {
 	return uintptr(p[0]), uintptr(p[1]), nil
 }
 
+// outputBuffers are taken again: many short processes would have them collected.
+var outputBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
 // copy records one output until its end. A terminal's end is EIO.
 func (s *process) copy(from *os.File, to io.Writer) {
 	s.output.Go(func() {
-		b := make([]byte, 32<<10)
+		buffer := outputBuffers.Get().(*[]byte)
+		defer outputBuffers.Put(buffer)
+		b := *buffer
 		for {
 			n, err := from.Read(b)
 			if n > 0 {
