@@ -68,7 +68,11 @@ func treeAfterEveryLayer(t *testing.T, e *testlab.Env, most int) {
 			}
 			eng := e.Open(t, e.Client, &imagestore.Options{Bytes: c.bytes})
 			n := layerCount(t, layout)
-			for i := 1; i <= n; i++ {
+			first := 1
+			if os.Getenv("VIC_SOAK") == "" && most < 1<<20 {
+				first = n // QEMU's tools take half a minute for each.
+			}
+			for i := first; i <= n; i++ {
 				cut := truncate(t, layout, i)
 				want := reference(t, cut)
 				name := e.Push(t, cut, fmt.Sprintf("%s:upto%d", c.name, i))
