@@ -21,7 +21,7 @@ const ticker = `trap 'exit 3' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 
 //
 // VIC_SOAK=1 does a hundred rounds.
 func TestKilledController(t *testing.T) {
-	rounds := 10
+	rounds := 6
 	if os.Getenv("VIC_SOAK") == "1" {
 		rounds = 100
 	}

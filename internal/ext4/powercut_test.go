@@ -94,8 +94,8 @@ func TestPowerCut(t *testing.T) {
 			const size = 192 << 20
 			var notes struct{ replayed, revokes, escapes, wraps int }
 			rounds := 1
-			if tc.mkfs == "" {
-				rounds = 2
+			if tc.mkfs == "" && os.Getenv("VIC_SOAK") != "" {
+				rounds = 4
 			}
 			for round := range rounds {
 				img := filepath.Join(t.TempDir(), "cut.img")
