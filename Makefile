@@ -50,11 +50,11 @@ bench: setup build ## the performance table
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m ./internal/bench ./vic/imagestore
 
 soak: setup build determinism fuzz plant ## what takes long: fuzzing, bugs planted for it to find, large trees, images and output, kills
-	VIC_SOAK=1 go test -v -timeout 60m -run TestDebian ./internal/ext4 ./internal/testimage
+	VIC_SOAK=1 go test -v -timeout 60m -run 'TestDebian|TestPowerCut|TestBIOS' ./internal/ext4 ./internal/testimage ./bootiso
 	VIC_SOAK=1 go test -v -timeout 60m -run 'TestKill|TestCutOff' ./vic/imagestore
 	VIC_SOAK=1 go test -v -timeout 120m -run 'TestRealImages|TestTreeAfterEveryLayer' ./vic/imagestore
 	VIC_SOAK=1 go test -v -timeout 60m -run TestKilledController ./cmd/vic
-	VIC_SOAK=1 go test -v -timeout 60m -run TestOutputOfAGigabyte ./vic/engine
+	VIC_SOAK=1 go test -v -timeout 60m -run 'TestOutputOfAGigabyte|TestRun$$' ./vic/engine
 
 determinism: setup ## the same bytes on machines of 32 and 64 bits and of both byte orders
 	scripts/determinism
