@@ -55,7 +55,9 @@ func (m *machine) runHelper(ctx context.Context) error {
 	if idle == 0 {
 		idle = tether.DefaultIdle
 	}
-	m.log.Info("end", "reason", a.Wait(ctx, idle), "uptime", uptime())
+	reason := a.Wait(ctx, idle)
+	m.server.Hangup(5 * answerTime) // Who asked for the end is to hear that it comes.
+	m.log.Info("end", "reason", reason, "uptime", uptime())
 	return nil
 }
 

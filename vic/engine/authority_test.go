@@ -20,6 +20,7 @@ import (
 // The controllers' authority is replaced while a container runs, and for one that
 // does not, by controllers of the old and of the new one.
 func TestRotateAuthority(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)

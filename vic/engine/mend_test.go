@@ -16,6 +16,7 @@ import (
 // image with it, as vSphere deletes parents. Other containers of the image start
 // all the same, with what they had written.
 func TestAdministratorDeletesFromDisk(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	keep, exit, err := e.Engine.Run(t.Context(), engine.RunSpec{Image: image, Container: containervm.Spec{Name: "keep",

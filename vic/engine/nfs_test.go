@@ -45,6 +45,7 @@ func listenNFS(t *testing.T, dir string) net.Listener {
 // A container mounts a directory of an NFS server of version 3, which a program
 // other than ours serves on this machine's loopback, and its kernel is the client.
 func TestNFS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "there"), []byte("from the server\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -68,6 +68,7 @@ func targets(t *testing.T, vm *containervm.VM) string {
 // TestVolumesOfRunningContainers grows, attaches and detaches volumes while
 // processes use them.
 func TestVolumesOfRunningContainers(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	ctx := t.Context()

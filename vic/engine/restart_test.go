@@ -25,6 +25,7 @@ import (
 // TestReconcile: which containers whose VM is off are started when a controller
 // of the VCH comes.
 func TestReconcile(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{NoBoot: true})
 	image := e.Busybox(t)
 	ctx := t.Context()
@@ -173,6 +174,7 @@ func TestWaitFor(t *testing.T) {
 // attached before the start gets the first run, stops and kills are kept in mind,
 // and what an administrator powered off comes back.
 func TestRestartedContainer(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	ctx := t.Context()

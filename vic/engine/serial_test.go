@@ -29,6 +29,7 @@ import (
 
 // A container without a network is reached over a serial port of its VM.
 func TestNoNetwork(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	none := func(s containervm.Spec) containervm.Spec {
@@ -141,6 +142,7 @@ func TestNoNetwork(t *testing.T) {
 
 // A serial line that is cut again and again costs no byte.
 func TestSerialLineIsCut(t *testing.T) {
+	t.Parallel()
 	e := testlab.Start(t, testlab.Options{})
 	image := e.Busybox(t)
 	cfg, err := e.Lab.Config()

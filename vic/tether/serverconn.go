@@ -285,7 +285,8 @@ func (c *serverConn) call(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	defer cancel()
-	if q.Method == methodWait || q.Method == methodStop {
+	switch q.Method {
+	case methodWait, methodStop, methodPowerOff:
 		done, delivered := c.server.wantEnd(), false
 		defer func() { done(delivered) }()
 		defer func() { delivered = ctx.Err() != nil }()
