@@ -15,10 +15,9 @@ const (
 )
 
 // A batchConn passes on together what is written while it is busy, or before its
-// writer next waits: SSH writes each message by itself, and for a guest whose
-// processor is emulated a packet of the network costs more than a message. Write
-// returns before the bytes are on their way; what goes wrong there is the error of
-// the next one.
+// writer next waits: SSH writes each message by itself, and each would be a
+// packet of the network. Write returns before the bytes are on their way; what goes
+// wrong there is the error of the next one.
 type batchConn struct {
 	net.Conn
 
